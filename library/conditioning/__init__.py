@@ -1,0 +1,1 @@
+"""How the source image reaches the model: edit, mask and spatial conditioning."""
