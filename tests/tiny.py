@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 WORDS = (
-    "a an the and with of on in to red green blue yellow black white grey orange purple pink brown cyan teal violet lime"
-    " gold circle square triangle star outline background fill filled shape scene make it turn into image picture"
+    "a an the and with of on in to red green blue yellow black white grey orange purple pink brown cyan teal violet"
+    " lime gold circle square triangle star outline background fill filled shape scene make it turn into image picture"
 ).split()
 T5_LENGTH = 32
 CLIP_LENGTH = 77
