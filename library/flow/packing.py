@@ -24,7 +24,7 @@ def pack_latents(latents: Tensor) -> Tensor:
 
 
 def unpack_latents(tokens: Tensor, height: int, width: int) -> Tensor:
-    """(B, h/2 * w/2, 4C) -> (B, C, h, w); ``height`` and ``width`` are those of the latents. Inverse of pack_latents."""
+    """(B, h/2 * w/2, 4C) -> (B, C, h, w); ``height`` and ``width`` are the latents'. Inverse of pack_latents."""
     batch, _, features = tokens.shape
     channels = features // (PATCH * PATCH)
     patches = tokens.reshape(batch, height // PATCH, width // PATCH, channels, PATCH, PATCH)
