@@ -1,0 +1,31 @@
+"""The whole configuration of one call, frozen. Jobs take it apart; every part receives its own table."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from library.config import tables
+from library.config.table import Command
+
+
+class Run(BaseModel):
+    """Everything the user said, resolved. `origins` tells where each value that is not a default came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Command
+    command: tables.CommandTable = tables.CommandTable()
+    model: tables.ModelTable = tables.ModelTable()
+    datasets: tuple[tables.DatasetTable, ...] = ()
+    cache: tables.CacheTable = tables.CacheTable()
+    network: tables.NetworkTable = tables.NetworkTable()
+    optimizer: tables.OptimizerTable = tables.OptimizerTable()
+    training: tables.TrainingTable = tables.TrainingTable()
+    memory: tables.MemoryTable = tables.MemoryTable()
+    sampling: tables.SamplingTable = tables.SamplingTable()
+    validation: tables.ValidationTable = tables.ValidationTable()
+    saving: tables.SavingTable = tables.SavingTable()
+    logging: tables.LoggingTable = tables.LoggingTable()
+    inference: tables.InferenceTable = tables.InferenceTable()
+    origins: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()

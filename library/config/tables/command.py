@@ -1,0 +1,44 @@
+"""What one call should read and do."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from library.config.table import FilePath, Table, key
+
+
+class CommandTable(Table):
+    """The files a call reads, and actions that are no settings of the experiment."""
+
+    section: ClassVar[str] = "command"
+
+    config_file: FilePath | None = key(None, path="path", command_line_only=True)
+    """The experiment: a TOML file. Everything in it may be overridden on the command line."""
+    dataset_config: FilePath | None = key(None, path="path")
+    """A TOML file with the [general] and [[datasets]] tables, if they do not stand in the configuration itself."""
+    dry_run: bool = key(False, command_line_only=True)
+    """Print what would be done, what it needs and what it makes, without loading weights; then stop."""
+    debug: bool = key(False, command_line_only=True)
+    """Show the Python traceback with an error."""
+    fresh: bool = key(False, reads="train", command_line_only=True)
+    """Start a new run in a numbered folder instead of continuing the one in output_dir."""
+    status: bool = key(False, reads="cache", command_line_only=True)
+    """Say what in the cache is fresh, stale (and why), missing or orphaned; change nothing."""
+    gc: bool = key(False, reads="cache", command_line_only=True)
+    """Remove cache entries that the configuration no longer names. Nothing else is ever deleted."""
+    verify: bool = key(False, reads="cache", command_line_only=True)
+    """Read the whole cache again and hash the sources; report damage and changes."""
+    force: bool = key(False, reads="cache", command_line_only=True)
+    """Encode everything again, fresh or not."""
+    preview: FilePath | None = key(None, reads="cache", path="path", command_line_only=True)
+    """Write one self-contained HTML page that shows what the model will see, decoded from the cache."""
+    lint: bool = key(False, reads="cache", command_line_only=True)
+    """Check the data for what spoils a training (identical pairs, shifted pairs, constant masks, ...)."""
+    lint_json: FilePath | None = key(None, reads="cache", path="path", command_line_only=True)
+    """Write the findings of --lint to this JSON file."""
+    strict: bool = key(False, reads="cache", command_line_only=True)
+    """With --lint: exit with code 1 if anything was found."""
+    list_modules: bool = key(False, reads="train", command_line_only=True)
+    """List the modules this configuration would train, with parameters and file size; then stop."""
+    show_timesteps: bool = key(False, reads="train", command_line_only=True)
+    """Plot the density of timesteps this configuration would train on; then stop."""

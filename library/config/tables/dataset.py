@@ -1,0 +1,156 @@
+"""Which data: sources, pairs, captions, masks, sizes."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from library.config.table import FilePath, Integers, Size, Table, as_tuple, key
+
+MaskKinds = Annotated[tuple[Literal["box", "brush", "half", "outpaint", "full"], ...], BeforeValidator(as_tuple)]
+Interpolation = Literal["lanczos", "area", "bicubic", "bilinear", "nearest"]
+
+
+class SubsetTable(Table):
+    """One source of items: [[datasets.subsets]]. A key may also stand in [[datasets]] or [general] for all subsets."""
+
+    section: ClassVar[str] = "subset"
+    reads: ClassVar[str] = "cache train"
+
+    image_dir: FilePath | None = key(None, aliases=("instance_data_dir",), path="path")
+    """Folder of the images: sources in edit mode, images in mask mode, sources or joined canvases in spatial mode."""
+    target_dir: FilePath | None = key(None, aliases=("target_data_dir",), path="path")
+    """Folder of the targets, named as the images."""
+    mask_dir: FilePath | None = key(None, aliases=("mask_data_dir",), path="path")
+    """Folder of the masks (white is repainted), named as the images."""
+    caption_dir: FilePath | None = key(None, aliases=("caption_data_dir",), path="path")
+    """Folder of the caption files; the images' own folder if not set."""
+    mode: Literal["edit", "mask", "spatial"] = key("mask")
+    """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
+    the other. The seed's `fill` means mask."""
+    metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path")
+    """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders."""
+    recursive: bool = key(False)
+    """Look into folders below as well."""
+    source_suffix: str | None = key(None)
+    """Pairs in one folder: what the source's name ends in, as _source."""
+    target_suffix: str | None = key(None)
+    """Pairs in one folder: what the target's name ends in, as _target."""
+    mask_suffix: str | None = key(None)
+    """Masks in the images' folder: what their names end in, as -masklabel."""
+    dataset_name: str | None = key(None, path="model")
+    """A data set on the hub, or a folder or parquet file of one, instead of image_dir. Needs the `datasets` package."""
+    dataset_config_name: str | None = key(None)
+    """Configuration of dataset_name."""
+    dataset_split: str = key("train")
+    """Split of dataset_name."""
+    dataset_revision: str | None = key(None)
+    """Revision of dataset_name on the hub."""
+    dataset_streaming: bool = key(False)
+    """Read dataset_name item by item, for sets larger than the disk."""
+    image_column: str = key("image")
+    """Column of the images in dataset_name or metadata_file."""
+    target_column: str | None = key(None)
+    """Column of the targets."""
+    mask_column: str | None = key(None)
+    """Column of the masks."""
+    caption_column: str | None = key(None)
+    """Column of the captions."""
+    num_repeats: int = key(1, aliases=("repeats", "dataset_repeats"), ge=1)
+    """How often each item comes in an epoch."""
+    subset_weight: float | None = key(None, gt=0)
+    """Share of this subset against the others, instead of num_repeats."""
+    instance_prompt: str | None = key(None, aliases=("class_tokens",))
+    """Caption of items that have none of their own. Never replaces one."""
+    caption_extension: str = key(".txt", kohya=".caption")
+    """Ending of caption files."""
+    caption_prefix: str | None = key(None)
+    """Put before each caption."""
+    caption_suffix: str | None = key(None)
+    """Put after each caption."""
+    caption_separator: str = key(",")
+    """What separates the tags of a caption, for shuffle_caption."""
+    shuffle_caption: bool = key(False)
+    """Cache several orders of a caption's tags (caption_variants) and draw one in each step."""
+    caption_variants: int = key(1, ge=1)
+    """How many shuffled captions are cached for an item."""
+    keep_tokens: int = key(0, ge=0)
+    """Tags at the beginning that stay in place when shuffled."""
+    caption_dropout_rate: float = key(0.0, ge=0, le=1)
+    """Chance that a step trains with the empty caption."""
+    caption_dropout_every_n_epochs: int = key(0, ge=0)
+    """Train every Nth epoch with empty captions; 0 turns it off."""
+    caption_tag_dropout_rate: float = key(0.0, ge=0, le=1)
+    """Chance that a tag is left out of a shuffled caption."""
+    allow_empty_captions: bool = key(False)
+    """Accept captions that are empty files."""
+    flip_aug: bool = key(False, aliases=("random_flip",))
+    """Cache a mirrored variant of each item and draw one in each step."""
+    random_crop: bool = key(False)
+    """Crop at random places (crop_variants of them are cached) instead of the centre."""
+    crop_variants: int = key(1, ge=1)
+    """How many random crops are cached for an item."""
+    size_mismatch: Literal["error", "crop", "pad"] = key("error")
+    """What to do with a pair whose images differ in aspect. Never stretched."""
+    background_color: str = key("#ffffff")
+    """What is put behind transparent images."""
+    resize_interpolation: Interpolation | None = key(None)
+    """How images are resized; lanczos up and area down if not set."""
+    alpha_mask: bool = key(False)
+    """Take the mask from the image's alpha channel (transparent is repainted)."""
+    generate_mask: MaskKinds = key((), comma=True)
+    """Make masks instead of reading them: box, brush, half, outpaint, full; drawn by seed."""
+    mask_variants: int = key(1, ge=1)
+    """How many generated or jittered masks are cached for an item."""
+    full_mask_rate: float = key(0.0, ge=0, le=1)
+    """Share of items that train with a full mask."""
+    mask_dilation: int = key(0)
+    """Pixels by which masks grow (or shrink, if negative)."""
+    mask_jitter: int = key(0, ge=0)
+    """Pixels by which masks may grow, shrink and move at random, differently in each variant."""
+    invert_mask: bool = key(False)
+    """Black is repainted instead of white."""
+    mask_only_right: bool = key(False)
+    """spatial: always repaint the right half; otherwise left or right at random."""
+    edit_mask_value: float = key(1.0, ge=0, le=1)
+    """edit: value of the mask channels. 1 is what inference programs use; 0 is what the published trainer did."""
+    is_reg: bool = key(False)
+    """Regularisation items, weighed by prior_loss_weight."""
+    is_validation: bool = key(False)
+    """Held-out items: measured, never trained on."""
+
+
+class DatasetTable(Table):
+    """Subsets that share sizes and batch: [[datasets]]."""
+
+    section: ClassVar[str] = "dataset"
+    reads: ClassVar[str] = "cache train"
+
+    resolution: int | Size = key(512)
+    """Area the images are resized to: a side length, or [width, height]."""
+    resolutions: Integers = key((), aliases=("size",), comma=True)
+    """Several sizes instead: each is cached, a batch draws one. The seed's "704,1024"."""
+    enable_bucket: bool = key(True, kohya="false")
+    """Keep each image's aspect in buckets of equal area; false crops all to `resolution`."""
+    min_bucket_reso: int | None = key(None, ge=16, kohya="256")
+    """Shortest side of a bucket; half the resolution if not set."""
+    max_bucket_reso: int | None = key(None, ge=16, kohya="1024")
+    """Longest side of a bucket; twice the resolution if not set."""
+    bucket_reso_steps: int = key(64, ge=16, multiple_of=16)
+    """Sides of buckets are multiples of this."""
+    bucket_no_upscale: bool = key(False)
+    """Do not enlarge images smaller than the resolution."""
+    train_batch_size: int = key(4, aliases=("batch_size",), ge=1, kohya="1")
+    """Items in a batch."""
+    validation_split: float = key(0.0, ge=0, lt=1)
+    """Share of the items that is held out."""
+    validation_seed: int | None = key(None, ge=0)
+    """Seed of that choice; `seed` if not set."""
+    subsets: tuple[SubsetTable, ...] = ()
+    """The sources: [[datasets.subsets]]."""
+
+    @property
+    def sizes(self) -> tuple[int | tuple[int, int], ...]:
+        """The areas to cache: `resolutions`, or the one `resolution`."""
+        return self.resolutions or (self.resolution,)

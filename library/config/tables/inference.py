@@ -1,0 +1,50 @@
+"""One picture or a folder of them, edited with trained networks."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from library.config.table import FilePath, Floats, Integers, Strings, Table, as_tuple, key
+
+FIT = Literal["error", "crop", "pad"]
+LoraFiles = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+class InferenceTable(Table):
+    """What influx_infer.py edits, with what, and where the result goes."""
+
+    section: ClassVar[str] = "inference"
+    reads: ClassVar[str] = "infer"
+
+    image: FilePath | None = key(None, aliases=("input_image",), path="path")
+    """The image to edit, or a folder of images. Required."""
+    mask: FilePath | None = key(None, aliases=("mask_image",), path="path")
+    """The mask (white is repainted), or a folder of masks named as the images."""
+    prompt: Strings = key(())
+    """What to do: one prompt for all images, or one for each, separated by `;`."""
+    prompt_dir: FilePath | None = key(None, path="path")
+    """A folder of text files named as the images, instead of prompt."""
+    lora: LoraFiles = key((), aliases=("lora_path", "lora_weights"), path="path")
+    """Network files. The run's own result if not set; `none` for the base alone."""
+    lora_strength: Floats = key((), aliases=("lora_multiplier", "lora_weight"))
+    """Strength of each network; 1 if not set."""
+    inference_mode: Literal["edit", "mask", "spatial"] | None = key(None, short="mode")
+    """Mode; the one the network was trained in if not set. On the command line of influx_infer.py simply --mode."""
+    inference_mask_value: float | None = key(None, ge=0, le=1, short="edit_mask_value")
+    """Mask value of edit mode; the network's own if not set."""
+    output: FilePath | None = key(None, aliases=("output_path",), path="path")
+    """File or folder of the result; `edited` in output_dir if not set. Nothing is overwritten."""
+    width: int | None = key(None, ge=16)
+    """Width of the result; from the image if not set."""
+    height: int | None = key(None, ge=16)
+    """Height of the result; from the image if not set."""
+    fit: FIT = key("error")
+    """What to do with an image whose aspect is not that of width x height: stop, crop, or pad. Never stretched."""
+    seeds: Integers = key(())
+    """One result for each seed; `seed` if not set."""
+    num_images: int = key(1, ge=1)
+    """Results per image, with seeds counted up from the first."""
+    keep_unmasked: bool = key(False)
+    """Paste the unmasked pixels of the image back over the result."""

@@ -1,0 +1,37 @@
+"""Where the numbers of a run go."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from library.config.table import FilePath, Table, as_tuple, key
+
+Trackers = Annotated[
+    tuple[Literal["tensorboard", "wandb", "comet_ml", "trackio", "all", "none"], ...], BeforeValidator(as_tuple)
+]
+
+
+class LoggingTable(Table):
+    """Trackers and reports. metrics.jsonl is always written."""
+
+    section: ClassVar[str] = "logging"
+    reads: ClassVar[str] = "train"
+
+    logging_dir: FilePath = key("logs", path="output", kohya="none", rerun=True)
+    """Folder of TensorBoard logs, inside output_dir unless absolute."""
+    report_to: Trackers = key(("tensorboard",), aliases=("log_with",), comma=True, rerun=True)
+    """Trackers: tensorboard, wandb, comet_ml, trackio, all (that are installed), none."""
+    log_prefix: str | None = key(None, rerun=True)
+    """Begins the name of the log folder."""
+    log_tracker_name: str | None = key(None, rerun=True)
+    """Project name in wandb, comet and trackio; influx if not set."""
+    wandb_run_name: str | None = key(None, rerun=True)
+    """Run name in the trackers; output_name if not set."""
+    wandb_api_key: str | None = key(None, secret=True, rerun=True)
+    """Key of wandb; better given as the environment variable WANDB_API_KEY. Never stored or printed."""
+    log_every_n_steps: int = key(1, ge=1, rerun=True)
+    """Write the numbers every N steps."""
+    report_html: bool = key(True, rerun=True)
+    """Keep report.html in output_dir up to date: curves, previews, configuration, in one page."""

@@ -1,0 +1,55 @@
+"""How the run fits the card."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from library.config.table import FilePath, Strings, Table, key
+
+
+class MemoryTable(Table):
+    """Precision of the frozen base, streaming, checkpointing and offload."""
+
+    section: ClassVar[str] = "memory"
+    reads: ClassVar[str] = "cache train infer"
+
+    base_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"] | None = key(None)
+    """Precision of the frozen base. As mixed_precision if not set."""
+    int8_arithmetic: bool = key(False, reads="train infer")
+    """int8: quantise activations too and multiply in int8. Faster on some cards, less exact."""
+    keep_precision_patterns: Strings = key((), reads="train infer")
+    """Regular expressions: modules that stay unquantised, beside the norms, embedders and final layer."""
+    blocks_to_swap: int | Literal["all"] = key(0, ge=0, rerun=True)
+    """Blocks streamed from RAM ahead of use: a number, or all."""
+    swap_ring_size: int = key(2, ge=2, rerun=True)
+    """Blocks held on the card at once while streaming."""
+    pin_memory: bool = key(True, rerun=True)
+    """Keep streamed blocks in page-locked RAM."""
+    gradient_checkpointing: bool = key(False, reads="train", rerun=True)
+    """Recompute the blocks in the backward pass instead of keeping what they computed."""
+    cpu_offload_checkpointing: bool = key(
+        False, aliases=("gradient_checkpointing_cpu_offload",), reads="train", rerun=True
+    )
+    """Keep the inputs of checkpointed blocks in RAM."""
+    save_attention_outputs: bool = key(False, reads="train", rerun=True)
+    """Keep attention outputs while checkpointing: more memory, fewer FLOPs."""
+    modulation_on_cpu: bool = key(False, reads="train infer", rerun=True)
+    """Hold the modulation weights (27% of the model) in RAM and compute them on the CPU."""
+    optimizer_offload: bool = key(False, reads="train", rerun=True)
+    """Keep the optimizer's state in RAM."""
+    torch_compile: bool = key(False, reads="train infer", rerun=True)
+    """Compile the blocks. The first step takes minutes."""
+    dynamo_backend: str = key("inductor", reads="train infer", rerun=True)
+    """Backend of torch_compile."""
+    attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = key(
+        "auto", reads="train infer", rerun=True
+    )
+    """Kernel of scaled_dot_product_attention."""
+    vram_budget_gb: float | None = key(None, gt=0, rerun=True)
+    """Let InFlux choose precision, streaming, checkpointing and offload for this much VRAM."""
+    ram_budget_gb: float | None = key(None, gt=0, rerun=True)
+    """The RAM that choice may use; what is free if not set."""
+    memory_probe: bool = key(True, reads="train", rerun=True)
+    """Run one step on the largest bucket first, so that a lack of memory shows at once."""
+    save_quantized_base: FilePath | None = key(None, path="path", reads="train infer", rerun=True)
+    """Keep the quantised base in this folder; the next start takes it from there."""

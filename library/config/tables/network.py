@@ -1,0 +1,85 @@
+"""What is trained: the kind of network, its rank, its targets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from library.config.table import FilePath, FilePaths, Floats, Strings, Table, key
+
+
+class NetworkTable(Table):
+    """The network that is trained on top of the frozen base."""
+
+    section: ClassVar[str] = "network"
+    reads: ClassVar[str] = "train"
+
+    network_module: str = key("lora", kohya="none (required)")
+    """Kind of network: lora, locon, loha, lokr, glora, diag-oft, full. kohya's networks.lora_flux and lycoris.kohya
+    (with algo=... in network_args) mean the same."""
+    network_dim: int = key(4, aliases=("rank",), ge=1)
+    """Rank."""
+    network_alpha: float | None = key(None, gt=0, kohya="1", seed="the rank")
+    """Scale of the network is alpha / rank; the rank if not set."""
+    network_args: Strings = key(())
+    """Further arguments as "name=value", as kohya's scripts take them: conv_dim, conv_alpha, rank_dropout,
+    train_double_block_indices, ... A name that has its own key here may be given either way, not both."""
+    network_layout: Literal["fused", "split"] = key("fused")
+    """fused: q, k, v (and the single blocks' mlp input) share one down-projection, as in kohya's files. split: one
+    pair per linear, as in diffusers' training scripts."""
+    network_targets: Literal["blocks", "attn", "attn-mlp", "all-linear", "reference"] = key("blocks", seed="reference")
+    """Which linears: `blocks` = all of the blocks but modulation, `attn`, `attn-mlp`, `all-linear`, or `reference` =
+    the seed's list."""
+    lora_layers: Strings = key((), comma=True)
+    """Suffixes of module names to train instead of network_targets: attn.to_k, attn.to_q, ..."""
+    include_patterns: Strings = key(())
+    """Regular expressions: train these modules as well, even if network_targets leaves them out."""
+    exclude_patterns: Strings = key(())
+    """Regular expressions: do not train these modules."""
+    train_double_block_indices: str = key("all")
+    """Double blocks to train: all, none, or a list as 0-3,5."""
+    train_single_block_indices: str = key("all")
+    """Single blocks to train: all, none, or a list as 0-3,5."""
+    network_reg_dims: Strings = key(())
+    """Rank per module, as "regex=rank"; the first match counts."""
+    network_reg_alphas: Strings = key(())
+    """Alpha per module, as "regex=alpha"; the first match counts. The module's rank if not set."""
+    network_reg_lrs: Strings = key(())
+    """Learning rate per module, as "regex=rate"; the first match counts."""
+    conv_dim: int | None = key(None, ge=1)
+    """Rank for convolutions. The transformer has none; setting it is an error unless a target is a convolution."""
+    conv_alpha: float | None = key(None, gt=0)
+    """Alpha for convolutions."""
+    network_dropout: float | None = key(None, ge=0, lt=1)
+    """Share of the down-projected values that is dropped in each step."""
+    rank_dropout: float | None = key(None, ge=0, lt=1)
+    """Share of the ranks that is dropped in each step."""
+    module_dropout: float | None = key(None, ge=0, lt=1)
+    """Chance that a module is left out of a step."""
+    use_rslora: bool = key(False)
+    """Scale by alpha / sqrt(rank) instead of alpha / rank."""
+    use_dora: bool = key(False)
+    """Train magnitude and direction apart (DoRA). Not over a quantised base."""
+    scale_weight_norms: float | None = key(None, gt=0)
+    """Largest norm of a module's change; larger ones are scaled down after each step."""
+    network_init: Literal["kaiming", "gaussian", "pissa"] = key("gaussian", kohya="kaiming")
+    """Start of the down-projection: gaussian as the seed, kaiming as kohya, or pissa (the base weight's largest
+    singular directions)."""
+    network_weights: FilePath | None = key(None, path="path")
+    """A trained file to start from: InFlux, kohya, OneTrainer, ai-toolkit or diffusers."""
+    dim_from_weights: bool = key(False)
+    """Take rank and alpha of each module from network_weights."""
+    base_weights: FilePaths = key((), path="path")
+    """Files that are merged into the base before training."""
+    base_weights_multiplier: Floats = key(())
+    """Strength of each of base_weights; 1 if not set."""
+    train_x_embedder: bool = key(False, aliases=("train_embedder",))
+    """Train the image input layer (x_embedder, img_in) in full. It travels in the same file as an exact
+    factorisation, and a second file in diffusers' layout is written."""
+    train_x_embedder_bias: bool = key(False)
+    """Train the bias of x_embedder as well."""
+    train_text_encoder: bool = key(False, kohya="true")
+    """Train a LoRA on CLIP-L (q, k, v, out). T5 stays cached."""
+    text_encoder_dim: int | None = key(None, ge=1)
+    """Rank of the CLIP-L network; network_dim if not set."""
+    allow_comfy_only: bool = key(False)
+    """Accept a network whose file only ComfyUI loads (diag-oft)."""

@@ -1,0 +1,78 @@
+"""The run itself: how long, how it draws timesteps, what it minimises."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from library.config.table import Range, Table, key
+
+
+class TrainingTable(Table):
+    """Length of the run, objective, and the draws behind it."""
+
+    section: ClassVar[str] = "training"
+    reads: ClassVar[str] = "train"
+
+    max_train_steps: int | None = key(None, ge=1, kohya="1600", rerun=True)
+    """Optimizer steps; wins over max_train_epochs."""
+    max_train_epochs: int = key(1, aliases=("num_train_epochs",), ge=1, kohya="none", rerun=True)
+    """Passes over the data, if max_train_steps is not set."""
+    gradient_accumulation_steps: int = key(1, ge=1)
+    """Batches whose gradients are averaged before one optimizer step."""
+    seed: int | None = key(None, ge=0, le=2**63 - 1, reads="cache train infer")
+    """Seed of every draw. Drawn once and written down if not set."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, reads="cache train infer", kohya="no")
+    """Arithmetic of the transformer. If not set: bf16 on a card that has it, otherwise no (fp32)."""
+    device: str | None = key(None, reads="cache train infer", rerun=True)
+    """cuda, cuda:1, mps or cpu; the first GPU if there is one, if not set."""
+    allow_tf32: bool = key(False, reads="cache train infer")
+    """Let matrix products in fp32 use TF32 on Ampere cards and later."""
+    local_rank: int = key(-1, ge=-1, reads="cache train", rerun=True)
+    """Rank of this process, for launchers that do not set LOCAL_RANK; -1 leaves the environment alone."""
+    dataloader_num_workers: int = key(0, ge=0, aliases=("max_data_loader_n_workers",), kohya="8", rerun=True)
+    """Threads that read batches ahead from the cache."""
+    weighting_scheme: Literal["none", "uniform", "sigma_sqrt", "logit_normal", "mode", "cosmap"] = key(
+        "none", kohya="uniform"
+    )
+    """logit_normal and mode choose the density of timesteps; sigma_sqrt and cosmap weigh the loss; uniform is none."""
+    logit_mean: float = key(0.0)
+    """logit_normal: mean."""
+    logit_std: float = key(1.0, gt=0)
+    """logit_normal: deviation."""
+    mode_scale: float = key(1.29)
+    """mode: scale."""
+    timestep_sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = key("uniform", kohya="sigma")
+    """Density of timesteps. sigma leaves it to weighting_scheme; flux_shift depends on the resolution."""
+    sigmoid_scale: float = key(1.0, gt=0)
+    """sigmoid, shift, flux_shift: scale of the normal draw."""
+    discrete_flow_shift: float = key(3.0, gt=0)
+    """shift: the shift."""
+    min_timestep: int = key(0, ge=0, le=999)
+    """Smallest timestep, of 1000."""
+    max_timestep: int = key(1000, ge=1, le=1000)
+    """Largest timestep, of 1000."""
+    stratified_timesteps: bool = key(False)
+    """Spread the draws of a batch evenly over the density."""
+    guidance_scale: float = key(3.5, ge=0)
+    """Value of the guidance embedding in training. Previews and inference have sample_guidance_scale."""
+    guidance_scale_range: Range | None = key(None)
+    """Draw the guidance of each item from [low, high] instead."""
+    loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = key("l2")
+    """What is minimised."""
+    huber_c: float = key(0.1, gt=0)
+    """huber and smooth_l1: where the loss turns from square to linear."""
+    masked_loss: Literal["none", "mask", "half", "changed"] = key("none")
+    """Where the loss counts: everywhere, in the repainted area (mask), in the target half of a spatial canvas (half),
+    or where the pair differs (changed). kohya's true means mask."""
+    masked_loss_floor: float = key(0.0, ge=0, le=1)
+    """Weight of the rest of the image with masked_loss."""
+    prior_loss_weight: float = key(1.0, ge=0)
+    """Weight of regularisation items (is_reg, class images)."""
+    use_ema: bool = key(False)
+    """Keep a running average of the trained weights and save it as well."""
+    ema_decay: float = key(0.999, ge=0, lt=1)
+    """Decay of the running average."""
+    ema_cpu: bool = key(False, rerun=True)
+    """Hold the running average in RAM."""
+    max_nonfinite_steps: int = key(3, ge=1, rerun=True)
+    """Stop after this many steps in a row whose loss or gradient is not finite."""

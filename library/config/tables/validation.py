@@ -1,0 +1,31 @@
+"""Held-out items: loss at fixed noise, generated images scored against their targets."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from library.config.table import Floats, Table, key
+
+
+class ValidationTable(Table):
+    """Measurements on items the training never sees (validation_split, is_validation)."""
+
+    section: ClassVar[str] = "validation"
+    reads: ClassVar[str] = "train"
+
+    validate_every_n_steps: int | None = key(None, ge=1, rerun=True)
+    """Measure every N steps."""
+    validate_every_n_epochs: int | None = key(None, ge=1, rerun=True)
+    """Measure every N epochs; every epoch if there are held-out items and neither is set."""
+    max_validation_steps: int | None = key(None, ge=1, rerun=True)
+    """Use at most this many held-out items."""
+    validation_timesteps: Floats = key((0.1, 0.3, 0.5, 0.7, 0.9), rerun=True)
+    """Fixed points in (0, 1] at which the loss is measured."""
+    validation_generate: int = key(0, ge=0, rerun=True)
+    """Generate this many held-out items and score them against their targets (PSNR, SSIM, colour distance)."""
+    save_best: bool = key(False, rerun=True)
+    """Keep a copy of the network at its best measurement."""
+    best_metric: Literal["loss", "loss_changed", "psnr", "ssim", "colour_distance"] = key("loss", rerun=True)
+    """What best means."""
+    early_stop_patience: int | None = key(None, ge=1, rerun=True)
+    """Stop after this many measurements without an improvement."""
