@@ -61,7 +61,8 @@ class SigmaSchedule:
         sigmas = torch.linspace(1.0, 1.0 / num_steps, num_steps, dtype=torch.float64).float()
         if self.use_dynamic_shifting:
             mu = self.mu(num_tokens)
-            shift = math.exp(mu) if self.time_shift_type == "exponential" else mu
+            # a tensor: torch turns number / tensor into a multiplication by the inverse, which misses 1 at the start
+            shift = torch.tensor(math.exp(mu) if self.time_shift_type == "exponential" else mu)
             sigmas = shift / (shift + (1 / sigmas - 1))
         else:
             sigmas = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
