@@ -1,0 +1,1 @@
+"""How the nano base was made: scenes, text encoders, VAE, transformer, export, model card (see build.py)."""
