@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from library.config.table import FilePath, Floats, Integers, Strings, Table, as_tuple, key
+from library.config.table import FilePath, Floats, Integers, Size, Strings, Table, as_tuple, key
 
 FIT = Literal["error", "crop", "pad"]
 LoraFiles = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
@@ -36,15 +36,22 @@ class InferenceTable(Table):
     """Mask value of edit mode; the network's own if not set."""
     output: FilePath | None = key(None, aliases=("output_path",), path="path")
     """File or folder of the result; `edited` in output_dir if not set. Nothing is overwritten."""
+    inference_resolution: int | Size | None = key(None, short="resolution")
+    """Area the image is scaled to while it is edited: a side length, or [width, height]. The one the network was
+    trained at if not set."""
     width: int | None = key(None, ge=16)
-    """Width of the result; from the image if not set."""
+    """Width of the result, instead of a resolution; from height and the image's aspect if only that is set."""
     height: int | None = key(None, ge=16)
-    """Height of the result; from the image if not set."""
+    """Height of the result, instead of a resolution."""
     fit: FIT = key("error")
     """What to do with an image whose aspect is not that of width x height: stop, crop, or pad. Never stretched."""
     seeds: Integers = key(())
     """One result for each seed; `seed` if not set."""
     num_images: int = key(1, ge=1)
     """Results per image, with seeds counted up from the first."""
-    keep_unmasked: bool = key(False)
-    """Paste the unmasked pixels of the image back over the result."""
+    result_size: Literal["image", "edited"] = key("image")
+    """Size of the result: the image's own, or the one it was edited at."""
+    keep_unmasked: bool = key(True)
+    """With a mask: paste the unmasked pixels of the image back over the result, untouched by the VAE."""
+    inference_batch_size: int = key(1, ge=1)
+    """Results made at once. Does not change them."""
