@@ -41,12 +41,13 @@ class TrainingTable(Table):
     """logit_normal: deviation."""
     mode_scale: float = key(1.29)
     """mode: scale."""
-    timestep_sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = key("uniform", kohya="sigma")
-    """Density of timesteps. sigma leaves it to weighting_scheme; flux_shift depends on the resolution."""
+    timestep_sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = key("sigma")
+    """Density of timesteps. sigma leaves it to weighting_scheme; uniform, sigmoid, shift, flux_shift are densities of
+    their own; flux_shift depends on the resolution."""
     sigmoid_scale: float = key(1.0, gt=0)
     """sigmoid, shift, flux_shift: scale of the normal draw."""
-    discrete_flow_shift: float = key(3.0, gt=0)
-    """shift: the shift."""
+    discrete_flow_shift: float | None = key(None, gt=0, kohya="3.0")
+    """shift: how far towards noise (3 if not set). sigma: shifts the table of sigmas, which is unshifted if not set."""
     min_timestep: int = key(0, ge=0, le=999)
     """Smallest timestep, of 1000."""
     max_timestep: int = key(1000, ge=1, le=1000)
@@ -61,6 +62,10 @@ class TrainingTable(Table):
     """What is minimised."""
     huber_c: float = key(0.1, gt=0)
     """huber and smooth_l1: where the loss turns from square to linear."""
+    huber_schedule: Literal["constant", "exponential"] = key("constant", kohya="snr")
+    """huber and smooth_l1: huber_c at every timestep, or falling from 1 (no noise) to huber_c (all noise)."""
+    huber_scale: float = key(1.0, gt=0)
+    """huber and smooth_l1: factor on huber_c."""
     masked_loss: Literal["none", "mask", "half", "changed"] = key("none")
     """Where the loss counts: everywhere, in the repainted area (mask), in the target half of a spatial canvas (half),
     or where the pair differs (changed). kohya's true means mask."""
