@@ -1,0 +1,198 @@
+"""A base model as the user names it: where its parts are, what shape they have, and how each is loaded.
+
+A base is a folder in FLUX.1-Fill-dev's layout, a hub id, or a set of single files. Opening one reads no weight and
+imports no torch; every `load_*` method does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from library.config.tables.model import ModelTable
+from library.errors import ModelError
+from library.files import sha256_file
+from library.models.checkpoint_file import TransformerFile
+from library.models.hub import component_folder
+from library.models.readers import Reader, SafetensorsReader, weight_files
+from library.models.shape import FluxShape
+
+if TYPE_CHECKING:
+    import torch
+
+    from library.models.flux import FluxTransformer
+    from library.models.text import TextEncoders
+    from library.models.vae import Parts, Vae
+
+Part = Literal["transformer", "vae", "text_encoders"]
+SINGLE_FILES = (".safetensors", ".gguf", ".sft")
+FLUX_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a base wants unless the user says otherwise; `influx.json` in its folder overrides FLUX.1 Fill's."""
+
+    t5xxl_max_token_length: int = 512
+    sample_guidance_scale: float = 30.0
+    sample_steps: int = 50
+
+
+class Base:
+    """A base model. Make one with `Base.open`."""
+
+    def __init__(self, table: ModelTable):
+        self.table = table
+        self.name: str = table.pretrained_model_name_or_path or ""
+
+    @classmethod
+    def open(cls, table: ModelTable) -> Base:
+        """Find the base. Raises ModelError if nothing is named or a named file is not there; reads no weights."""
+        if not table.pretrained_model_name_or_path and not table.transformer:
+            raise ModelError("no base model: set pretrained_model_name_or_path to a folder, a hub id or a single file")
+        for key in ("transformer", "ae", "clip_l", "t5xxl", "clip_tokenizer", "t5_tokenizer"):
+            path = getattr(table, key)
+            if path is not None and not Path(path).exists():
+                raise ModelError(f"{key} = {path}: there is no such file or folder")
+        return cls(table)
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether the base itself is one transformer file, without text encoders, VAE and tokenizers."""
+        return self.name.lower().endswith(SINGLE_FILES)
+
+    @cached_property
+    def transformer_file(self) -> TransformerFile:
+        """The transformer's tensors (headers only), checked to be a whole FLUX.1 Fill transformer."""
+        path = self.table.transformer or (self.name if self.is_single_file else self._folder("transformer"))
+        file = TransformerFile.open(Path(path), self.table.variant)
+        file.shape.require_fill(file.source)
+        return file
+
+    @property
+    def shape(self) -> FluxShape:
+        """The transformer's dimensions."""
+        return self.transformer_file.shape
+
+    @cached_property
+    def scheduler_config(self) -> dict:
+        """The sampling schedule's settings, as in `scheduler/scheduler_config.json`; FLUX.1's for single files."""
+        if self.is_single_file or not self.name:
+            return dict(FLUX_SCHEDULER)
+        return _read_json(self._folder("scheduler") / "scheduler_config.json")
+
+    @cached_property
+    def defaults(self) -> Defaults:
+        """Token length, guidance and steps for this base."""
+        file = Path(self.name) / "influx.json"
+        if self.is_single_file or not self.name or not file.is_file():
+            return Defaults()
+        return replace(Defaults(), **_read_json(file))
+
+    def files(self, part: Part) -> list[Path]:
+        """The files that a part is read from: weights, configuration and, for text encoders, tokenizers."""
+        if part == "transformer":
+            return [Path(path) for path in self.transformer_file.reader.files]
+        if part == "vae":
+            return _files_of(self._path("ae", "vae"), "diffusion_pytorch_model", self.table.variant)
+        found = []
+        for key, folder, tokenizer_key, tokenizer in TEXT_PARTS:
+            found += _files_of(self._path(key, folder), "model", self.table.variant)
+            found += sorted(file for file in self._tokenizer(tokenizer_key, tokenizer).iterdir() if file.is_file())
+        return found
+
+    def identity(self, part: Part) -> str:
+        """A hash of the contents of a part's files. Reads them all: callers remember it by the files' stat."""
+        digest = hashlib.sha256()
+        for file in self.files(part):
+            digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
+        return digest.hexdigest()
+
+    def load_transformer(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FluxTransformer:
+        """The frozen transformer with activations in `dtype` (float32 if not given)."""
+        import torch
+
+        from library.models.load import load_transformer
+
+        return load_transformer(self.transformer_file, device, dtype or torch.float32)
+
+    def load_vae(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, parts: Parts = "both"
+    ) -> Vae:
+        """The VAE, or half of it, in `dtype` (float32 if not given)."""
+        import torch
+
+        from library.models.vae import Vae
+
+        path = self._path("ae", "vae")
+        reader, config = _component(path, "diffusion_pytorch_model", self.table.variant)
+        return Vae.load(reader, config, device, dtype or torch.float32, parts)
+
+    def load_text_encoders(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TextEncoders:
+        """CLIP-L and T5 with their tokenizers, in `dtype` (float32 if not given)."""
+        import torch
+
+        from library.models import text
+
+        loaded, tokenizers = [], []
+        for (key, folder, tokenizer_key, tokenizer), load in zip(TEXT_PARTS, (text.load_clip, text.load_t5)):
+            reader, config = _component(self._path(key, folder), "model", self.table.variant)
+            model = load(reader, config, device, dtype or torch.float32)
+            loaded.append(model)
+            kind = "clip" if key == "clip_l" else "t5"
+            tokenizers.append(
+                text.load_tokenizer(self._tokenizer(tokenizer_key, tokenizer), kind, model.config.vocab_size)
+            )
+        return text.TextEncoders(*loaded, *tokenizers, torch.device(device))
+
+    def _path(self, key: str, folder: str) -> Path:
+        """A part's own path, or its folder in the base."""
+        given = getattr(self.table, key)
+        if given is not None:
+            return Path(given)
+        if self.is_single_file or not self.name:
+            raise ModelError(f"{self.name} holds the transformer alone: set {key} to a folder or file as well")
+        return self._folder(folder)
+
+    def _tokenizer(self, key: str, folder: str) -> Path:
+        given = getattr(self.table, key)
+        return Path(given) if given is not None else self._folder(folder)
+
+    def _folder(self, name: str) -> Path:
+        """A component's folder, downloaded from the hub if the base is a hub id."""
+        return component_folder(self.table, name)
+
+
+TEXT_PARTS = (
+    ("clip_l", "text_encoder", "clip_tokenizer", "tokenizer"),
+    ("t5xxl", "text_encoder_2", "t5_tokenizer", "tokenizer_2"),
+)
+
+
+def _component(path: Path, stem: str, variant: str | None) -> tuple[Reader, dict]:
+    """Reader and configuration of a component folder."""
+    return SafetensorsReader(weight_files(path, stem, variant), str(path)), _read_json(path / "config.json")
+
+
+def _files_of(path: Path, stem: str, variant: str | None) -> list[Path]:
+    return [path] if path.is_file() else [path / "config.json", *weight_files(path, stem, variant)]
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {file}: {error}") from error

@@ -1,0 +1,171 @@
+"""The blocks of the FLUX transformer (double: image and text streams; single: one joint stream) and their parts.
+
+Module names are BFL's (https://github.com/black-forest-labs/flux, model.py and modules/layers.py), because LoRA files
+use them. The modulation vectors come in ready-made: one linear per block acts on one vector per sample, so they are
+computed once per step, outside the recomputed blocks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from library.memory.attention import Attention
+from library.memory.checkpoint import Segment, gated_sum
+from library.memory.linear import Linear
+from library.models.rope import rotate
+from library.models.shape import FluxShape
+
+EPSILON = 1e-6
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm(x) * scale + shift, with (B, 1, h) vectors; `scale` already has its 1 added.
+
+    With one sample the two vectors are the normalisation's own weight and bias, which is one pass instead of two.
+    """
+    width = (x.shape[-1],)
+    if x.shape[0] == 1:
+        return F.layer_norm(x, width, scale.flatten(), shift.flatten(), EPSILON)
+    return torch.addcmul(shift, F.layer_norm(x, width, eps=EPSILON), scale)
+
+
+class RmsScale(nn.Module):
+    """BFL's RMSNorm over a head, whose parameter is called `scale`."""
+
+    def __init__(self, width: int, **factory):  # noqa: ANN003
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(width, **factory), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.scale.to(x.dtype), EPSILON)
+
+
+class QueryKeyNorm(nn.Module):
+    """The normalisations of queries and keys."""
+
+    def __init__(self, width: int, **factory):  # noqa: ANN003
+        super().__init__()
+        self.query_norm = RmsScale(width, **factory)
+        self.key_norm = RmsScale(width, **factory)
+
+
+class StreamAttention(nn.Module):
+    """The attention linears of one stream of a double block."""
+
+    def __init__(self, shape: FluxShape, **factory):  # noqa: ANN003
+        super().__init__()
+        self.heads = shape.heads
+        self.qkv = Linear(shape.hidden, 3 * shape.hidden, **factory)
+        self.norm = QueryKeyNorm(shape.head_dim, **factory)
+        self.proj = Linear(shape.hidden, shape.hidden, **factory)
+
+    def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, h) -> normalised queries and keys, and values, each (B, T, H, D)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.norm.query_norm(q), self.norm.key_norm(k), v
+
+
+class ModulationLinear(nn.Module):
+    """Holds `lin`: silu(vec) (B, h) -> `count` vectors of the block."""
+
+    def __init__(self, hidden: int, count: int, **factory):  # noqa: ANN003
+        super().__init__()
+        self.lin = Linear(hidden, count * hidden, **factory)
+
+
+class DoubleBlock(Segment):
+    """Image and text attend jointly, with weights of their own."""
+
+    def __init__(self, shape: FluxShape, attention: Attention, **factory):  # noqa: ANN003
+        super().__init__()
+        self.attention = attention
+        for stream in ("img", "txt"):
+            mlp = [
+                Linear(shape.hidden, shape.mlp, **factory),
+                nn.Identity(),
+                Linear(shape.mlp, shape.hidden, **factory),
+            ]
+            self.add_module(f"{stream}_mod", ModulationLinear(shape.hidden, 6, **factory))
+            self.add_module(f"{stream}_attn", StreamAttention(shape, **factory))
+            self.add_module(f"{stream}_mlp", nn.Sequential(*mlp))
+
+    def body(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor):  # noqa: ANN201
+        """Inputs: both streams (B, ., h), their modulations (B, 6, h) and the rotation table."""
+        streams = ((txt, txt_mod, self.txt_attn, self.txt_mlp), (img, img_mod, self.img_attn, self.img_mlp))
+        attended = self._attend(streams, table).split([txt.shape[1], img.shape[1]], dim=1)
+        residuals, last_inputs = [], []
+        for (x, mod, attention, mlp), output in zip(streams, attended):
+            _, _, gate, shift, scale, _ = mod.split(1, dim=1)
+            x = gated_sum(x, gate, attention.proj(output))
+            residuals.append(x)
+            last_inputs.append(F.gelu(mlp[0](modulated_norm(x, shift, scale)), approximate="tanh"))
+        return tuple(residuals[::-1]), tuple(last_inputs[::-1])
+
+    def _attend(self, streams: tuple, table: Tensor) -> Tensor:
+        """Joint attention of the normalised streams, text before image: (B, T, h)."""
+        parts = []
+        for x, mod, attention, _ in streams:
+            shift, scale = mod.split(1, dim=1)[:2]
+            parts.append(attention.queries_keys_values(modulated_norm(x, shift, scale)))
+        (txt_q, txt_k, txt_v), (img_q, img_k, img_v) = parts
+        q = torch.cat([txt_q, rotate(img_q, table)], dim=1)
+        k = torch.cat([txt_k, rotate(img_k, table)], dim=1)
+        return self.attention(q, k, torch.cat([txt_v, img_v], dim=1)).flatten(2)
+
+    def gates(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return img_mod[:, 5:], txt_mod[:, 5:]
+
+    def last_linears(self) -> tuple[Linear, ...]:
+        return self.img_mlp[2], self.txt_mlp[2]
+
+
+class SingleBlock(Segment):
+    """Text and image as one stream; attention and mlp side by side."""
+
+    def __init__(self, shape: FluxShape, attention: Attention, **factory):  # noqa: ANN003
+        super().__init__()
+        self.attention = attention
+        self.heads = shape.heads
+        self.widths = (3 * shape.hidden, shape.mlp)
+        self.linear1 = Linear(shape.hidden, sum(self.widths), **factory)
+        self.linear2 = Linear(shape.hidden + shape.mlp, shape.hidden, **factory)
+        self.norm = QueryKeyNorm(shape.head_dim, **factory)
+        self.modulation = ModulationLinear(shape.hidden, 3, **factory)
+
+    def body(self, x: Tensor, mod: Tensor, table: Tensor):  # noqa: ANN201
+        """Inputs: the joint stream (B, T, h), its modulation (B, 3, h) and the rotation table."""
+        shift, scale, _ = mod.split(1, dim=1)
+        qkv, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k = rotate(self.norm.query_norm(q), table), rotate(self.norm.key_norm(k), table)
+        return (x,), (join_gelu(self.attention(q, k, v).flatten(2), mlp),)
+
+    def gates(self, x: Tensor, mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
+        return (mod[:, 2:],)
+
+    def last_linears(self) -> tuple[Linear, ...]:
+        return (self.linear2,)
+
+
+def join_gelu(attended: Tensor, mlp: Tensor) -> Tensor:
+    """cat([attended, gelu(mlp)], -1) without a separate copy of the activation."""
+    return _JoinGelu.apply(attended, mlp)
+
+
+class _JoinGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, attended: Tensor, mlp: Tensor) -> Tensor:  # noqa: ANN001
+        ctx.save_for_backward(mlp)
+        ctx.width = attended.shape[-1]
+        joined = mlp.new_empty(*mlp.shape[:-1], ctx.width + mlp.shape[-1])
+        joined[..., : ctx.width].copy_(attended)
+        torch.ops.aten.gelu.out(mlp, approximate="tanh", out=joined[..., ctx.width :])
+        return joined
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+        (mlp,) = ctx.saved_tensors
+        grad_mlp = torch.ops.aten.gelu_backward(grad[..., ctx.width :], mlp, approximate="tanh")
+        return grad[..., : ctx.width], grad_mlp

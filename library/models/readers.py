@@ -1,0 +1,111 @@
+"""Checkpoint files as named tensors that are read one at a time from the mapped file.
+
+A reader knows names, shapes and byte sizes from headers alone. `read` maps one tensor, so that loading a 24 GB file
+never holds more than the tensor at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from library.errors import ModelError
+from library.tensorfile import Header, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Reader:
+    """Named tensors of one checkpoint."""
+
+    source: str
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as it is stored; the caller converts it."""
+        raise NotImplementedError
+
+    def num_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        raise NotImplementedError
+
+
+class SafetensorsReader(Reader):
+    """One safetensors file, or several shards of one."""
+
+    def __init__(self, files: Iterable[Path], source: str):
+        self.source = source
+        self.files = [Path(file) for file in files]
+        self.headers: dict[Path, Header] = {file: read_header(file) for file in self.files}
+        self.where = {name: file for file, header in self.headers.items() for name in header.tensors}
+        self.shapes = {n: info.shape for header in self.headers.values() for n, info in header.tensors.items()}
+        self.dtypes = {n: info.dtype for header in self.headers.values() for n, info in header.tensors.items()}
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of the first file."""
+        return self.headers[self.files[0]].metadata
+
+    def num_bytes(self) -> int:
+        return sum(info.end - info.begin for header in self.headers.values() for info in header.tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        import torch
+
+        file = self.where[name]
+        info = self.headers[file].tensors[name]
+        if not info.num_elements:
+            return torch.empty(info.shape, dtype=torch_dtype(info.dtype, name, self.source))
+        if file not in self._maps:
+            with open(file, "rb") as handle:
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        data = memoryview(self._maps[file])[info.begin : info.end]
+        dtype = torch_dtype(info.dtype, name, self.source)
+        if info.begin % max(1, dtype.itemsize):
+            data = bytearray(data)
+        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+
+def torch_dtype(name: str, tensor: str, source: str):  # noqa: ANN201 - torch is imported late
+    """The torch dtype of a safetensors dtype name."""
+    import torch
+
+    table = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+        "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+    if name not in table:
+        raise ModelError(f"{source}: tensor {tensor} has the dtype {name}, which InFlux does not read")
+    return table[name]
+
+
+def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
+    """The safetensors files of one component folder: `stem.safetensors`, or the shards its index names.
+
+    `variant` (as 'fp16') chooses `stem.fp16.safetensors`. Raises ModelError if there is neither, and points out
+    pickle files, which are never loaded.
+    """
+    infix = f".{variant}" if variant else ""
+    single = folder / f"{stem}{infix}.safetensors"
+    index = folder / f"{stem}.safetensors.index{infix}.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise ModelError(f"{folder}: {index.name} names {', '.join(missing)}, which {_is_are(missing)} not there")
+        return [folder / name for name in names]
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" ({', '.join(pickles)} would run code when loaded: convert to safetensors)" if pickles else ""
+    raise ModelError(f"{folder} has neither {single.name} nor {index.name}{hint}")
+
+
+def _is_are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,171 @@
+"""The text encoders: CLIP-L's pooled vector and T5's token embeddings, as FluxFillPipeline computes them.
+
+Loading is strict, because the libraries are not: a tokenizer can come back empty and a text encoder with random
+weights without an error from anywhere. Only the caching command (and inference) imports this to encode.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from library.errors import ModelError
+from library.models.vae import load_strictly
+
+if TYPE_CHECKING:
+    from library.models.readers import Reader
+
+SPARE_ROWS = 128
+PROBE = "a red circle"
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """T5's embeddings (B, L, D) and CLIP's pooled vectors (B, P) of a batch of captions."""
+
+    t5: Tensor
+    pooled: Tensor
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TextEmbeddings:
+        """The same embeddings on another device."""
+        return TextEmbeddings(self.t5.to(device, dtype), self.pooled.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the cache keeps of a batch of captions.
+
+    truncated: for each caption, the words that did not fit T5's length ('' if all did).
+    """
+
+    embeddings: TextEmbeddings
+    t5_ids: Tensor
+    clip_ids: Tensor
+    truncated: list[str]
+
+
+class TextEncoders:
+    """CLIP-L and T5 with their tokenizers, on one device."""
+
+    def __init__(self, clip: Any, t5: Any, clip_tokenizer: Any, t5_tokenizer: Any, device: torch.device):
+        self.clip = clip
+        self.t5 = t5
+        self.clip_tokenizer = clip_tokenizer
+        self.t5_tokenizer = t5_tokenizer
+        self.device = device
+
+    def tokenize(self, captions: list[str], length: int) -> tuple[Tensor, Tensor, list[str]]:
+        """T5 ids (B, length), CLIP ids (B, 77), and the words of each caption that T5 does not see."""
+        t5_ids = _padded(self.t5_tokenizer, captions, length)
+        clip_ids = _padded(self.clip_tokenizer, captions, self.clip.config.max_position_embeddings)
+        whole = self.t5_tokenizer(captions, padding=False, truncation=False, verbose=False).input_ids
+        cut = [self.t5_tokenizer.decode(ids[length - 1 : -1]) if len(ids) > length else "" for ids in whole]
+        return t5_ids, clip_ids, cut
+
+    @torch.no_grad()
+    def encode(self, captions: list[str], length: int) -> Encoded:
+        """Embed captions; T5 sees `length` tokens and attends to its padding, as FLUX was trained."""
+        t5_ids, clip_ids, cut = self.tokenize(captions, length)
+        pooled = self.clip(clip_ids.to(self.device)).pooler_output
+        embedded = self.t5(t5_ids.to(self.device)).last_hidden_state
+        return Encoded(TextEmbeddings(embedded, pooled), t5_ids, clip_ids, cut)
+
+
+def _padded(tokenizer: Any, captions: list[str], length: int) -> Tensor:
+    return tokenizer(
+        captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids  # fmt: skip
+
+
+class ClipReader:
+    """CLIP-L tensors under transformers' present names: without `text_model.`, and without what only images need."""
+
+    prefix = "text_model."
+    unused = ("logit_scale", "text_projection.weight", "embeddings.position_ids")
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+        self.source = reader.source
+        self.names = {name.removeprefix(self.prefix): name for name in reader.shapes}
+        self.shapes = {name: reader.shapes[old] for name, old in self.names.items() if name not in self.unused}
+
+    def read(self, name: str) -> Tensor:
+        return self.reader.read(self.names[name])
+
+
+class T5Reader:
+    """T5 tensors; the embedding is `shared.weight`, `encoder.embed_tokens.weight` or both."""
+
+    tied = ("shared.weight", "encoder.embed_tokens.weight")
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+        self.source = reader.source
+        self.shapes = dict(reader.shapes)
+        present = [name for name in self.tied if name in self.shapes]
+        self.names = {name: name for name in self.shapes}
+        for name in self.tied:
+            if present and name not in self.shapes:
+                self.shapes[name] = self.shapes[present[0]]
+                self.names[name] = present[0]
+
+    def read(self, name: str) -> Tensor:
+        return self.reader.read(self.names[name])
+
+
+def load_clip(reader: Reader, config: dict, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A frozen `CLIPTextModel`."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(**config))
+    load_strictly(model, ClipReader(reader), device, dtype)
+    positions = torch.arange(model.config.max_position_embeddings, device=device)[None]
+    model.embeddings.position_ids = positions
+    return _frozen(model)
+
+
+def load_t5(reader: Reader, config: dict, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A frozen `T5EncoderModel`."""
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config(**config))
+    load_strictly(model, T5Reader(reader), device, dtype)
+    model.tie_weights()
+    return _frozen(model)
+
+
+def _frozen(model: Any) -> Any:
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:
+        raise ModelError(f"{type(model).__name__}: nothing was loaded into {', '.join(left[:8])}")
+    return model.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path, kind: str, rows: int) -> Any:
+    """The tokenizer in `folder`, checked against the text encoder's vocabulary of `rows` embeddings.
+
+    kind: 'clip' or 't5'. transformers returns an almost empty tokenizer, without an error, for a folder that lacks
+    the files; this raises ModelError then.
+    """
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    try:
+        tokenizer = (CLIPTokenizer if kind == "clip" else T5TokenizerFast).from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise ModelError(f"no {kind} tokenizer can be read from {folder}: {error}") from error
+    special = {tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    content = [token for token in tokenizer(PROBE).input_ids if token not in special]
+    if not content:
+        raise ModelError(f"the {kind} tokenizer in {folder} is empty: it knows {len(tokenizer)} tokens and no words")
+    if not rows - SPARE_ROWS <= len(tokenizer) <= rows:
+        raise ModelError(
+            f"the {kind} tokenizer in {folder} has {len(tokenizer)} tokens, but its text encoder has {rows}:"
+            " they do not belong together"
+        )
+    return tokenizer
