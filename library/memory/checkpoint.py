@@ -67,7 +67,7 @@ def run_checkpointed(segment: Segment, inputs: Tensors, keeper: Keeper) -> Tenso
 
 class _Checkpointed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchor: Tensor | None, segment: Segment, keeper: Keeper, *inputs: Tensor) -> Tensors:  # noqa: ANN001
+    def forward(ctx, anchor: Tensor | None, segment: Segment, keeper: Keeper, *inputs: Tensor) -> Tensors:
         ctx.segment = segment
         ctx.random_state = _random_state(segment, inputs[0].device)
         ctx.kept = keeper.keep(ctx, inputs)
@@ -75,7 +75,7 @@ class _Checkpointed(torch.autograd.Function):
         return run(segment, inputs)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN001
+    def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[3:]
         inputs = tuple(
             tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.kept.restore(ctx), needed, strict=True)

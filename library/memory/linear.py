@@ -116,7 +116,7 @@ class Linear(nn.Linear):
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         return self.bias if self.bias is None or self.bias.dtype == dtype else self.bias.to(dtype)
 
-    def _apply(self, fn, recurse: bool = True):  # noqa: ANN001 - signature of nn.Module
+    def _apply(self, fn, recurse: bool = True):
         """Moves (`to`, `cuda`) reach the storage's tensors too; they keep their own precision."""
         super()._apply(fn, recurse)
         if self.storage is not None:
@@ -128,12 +128,12 @@ class _FrozenLinear(torch.autograd.Function):
     """x W^T + b for a stored weight: saves nothing, and reads the weight again when the gradient is wanted."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, linear: Linear) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, linear: Linear) -> Tensor:
         ctx.linear = linear
         return linear.storage.linear(x, linear._bias(x.dtype))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
         return ctx.linear.storage.input_gradient(grad) if ctx.needs_input_grad[0] else None, None
 
 
@@ -141,12 +141,12 @@ class _PhantomLinear(torch.autograd.Function):
     """The backward pass of the frozen layer behind an output that was never computed."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, linear: Linear) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, linear: Linear) -> Tensor:
         ctx.linear = linear
         return x.new_zeros(()).expand(*x.shape[:-1], linear.out_features)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
         if not ctx.needs_input_grad[0]:
             return None, None
         return ctx.linear.input_gradient(grad), None

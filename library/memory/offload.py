@@ -10,7 +10,7 @@ Tensors = tuple[Tensor, ...]
 class Kept:
     """The inputs of one block, kept for its backward pass."""
 
-    def restore(self, ctx) -> Tensors:  # noqa: ANN001 - an autograd context
+    def restore(self, ctx) -> Tensors:
         """The inputs again, on their device."""
         raise NotImplementedError
 
@@ -18,19 +18,19 @@ class Kept:
 class Keeper:
     """Keeps block inputs between the forward and the backward pass."""
 
-    def keep(self, ctx, tensors: Tensors) -> Kept:  # noqa: ANN001
+    def keep(self, ctx, tensors: Tensors) -> Kept:
         """Keep `tensors`, which the block is about to read."""
         raise NotImplementedError
 
 
 class _Saved(Kept):
-    def restore(self, ctx) -> Tensors:  # noqa: ANN001
+    def restore(self, ctx) -> Tensors:
         return ctx.saved_tensors
 
 
 class OnDevice(Keeper):
     """Keeps them where they are."""
 
-    def keep(self, ctx, tensors: Tensors) -> Kept:  # noqa: ANN001
+    def keep(self, ctx, tensors: Tensors) -> Kept:
         ctx.save_for_backward(*tensors)
         return _Saved()

@@ -34,7 +34,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class RmsScale(nn.Module):
     """BFL's RMSNorm over a head, whose parameter is called `scale`."""
 
-    def __init__(self, width: int, **factory):  # noqa: ANN003
+    def __init__(self, width: int, **factory):
         super().__init__()
         self.scale = nn.Parameter(torch.empty(width, **factory), requires_grad=False)
 
@@ -45,7 +45,7 @@ class RmsScale(nn.Module):
 class QueryKeyNorm(nn.Module):
     """The normalisations of queries and keys."""
 
-    def __init__(self, width: int, **factory):  # noqa: ANN003
+    def __init__(self, width: int, **factory):
         super().__init__()
         self.query_norm = RmsScale(width, **factory)
         self.key_norm = RmsScale(width, **factory)
@@ -54,7 +54,7 @@ class QueryKeyNorm(nn.Module):
 class StreamAttention(nn.Module):
     """The attention linears of one stream of a double block."""
 
-    def __init__(self, shape: FluxShape, **factory):  # noqa: ANN003
+    def __init__(self, shape: FluxShape, **factory):
         super().__init__()
         self.heads = shape.heads
         self.qkv = Linear(shape.hidden, 3 * shape.hidden, **factory)
@@ -70,7 +70,7 @@ class StreamAttention(nn.Module):
 class ModulationLinear(nn.Module):
     """Holds `lin`: silu(vec) (B, h) -> `count` vectors of the block."""
 
-    def __init__(self, hidden: int, count: int, **factory):  # noqa: ANN003
+    def __init__(self, hidden: int, count: int, **factory):
         super().__init__()
         self.lin = Linear(hidden, count * hidden, **factory)
 
@@ -78,7 +78,7 @@ class ModulationLinear(nn.Module):
 class DoubleBlock(Segment):
     """Image and text attend jointly, with weights of their own."""
 
-    def __init__(self, shape: FluxShape, attention: Attention, **factory):  # noqa: ANN003
+    def __init__(self, shape: FluxShape, attention: Attention, **factory):
         super().__init__()
         self.attention = attention
         for stream in ("img", "txt"):
@@ -91,7 +91,7 @@ class DoubleBlock(Segment):
             self.add_module(f"{stream}_attn", StreamAttention(shape, **factory))
             self.add_module(f"{stream}_mlp", nn.Sequential(*mlp))
 
-    def body(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor):  # noqa: ANN201
+    def body(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor):
         """Inputs: both streams (B, ., h), their modulations (B, 6, h) and the rotation table."""
         streams = ((txt, txt_mod, self.txt_attn, self.txt_mlp), (img, img_mod, self.img_attn, self.img_mlp))
         attended = self._attend(streams, table).split([txt.shape[1], img.shape[1]], dim=1)
@@ -124,7 +124,7 @@ class DoubleBlock(Segment):
 class SingleBlock(Segment):
     """Text and image as one stream; attention and mlp side by side."""
 
-    def __init__(self, shape: FluxShape, attention: Attention, **factory):  # noqa: ANN003
+    def __init__(self, shape: FluxShape, attention: Attention, **factory):
         super().__init__()
         self.attention = attention
         self.heads = shape.heads
@@ -134,7 +134,7 @@ class SingleBlock(Segment):
         self.norm = QueryKeyNorm(shape.head_dim, **factory)
         self.modulation = ModulationLinear(shape.hidden, 3, **factory)
 
-    def body(self, x: Tensor, mod: Tensor, table: Tensor):  # noqa: ANN201
+    def body(self, x: Tensor, mod: Tensor, table: Tensor):
         """Inputs: the joint stream (B, T, h), its modulation (B, 3, h) and the rotation table."""
         shift, scale, _ = mod.split(1, dim=1)
         qkv, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
@@ -156,7 +156,7 @@ def join_gelu(attended: Tensor, mlp: Tensor) -> Tensor:
 
 class _JoinGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, attended: Tensor, mlp: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, attended: Tensor, mlp: Tensor) -> Tensor:
         ctx.save_for_backward(mlp)
         ctx.width = attended.shape[-1]
         joined = mlp.new_empty(*mlp.shape[:-1], ctx.width + mlp.shape[-1])
@@ -165,7 +165,7 @@ class _JoinGelu(torch.autograd.Function):
         return joined
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         (mlp,) = ctx.saved_tensors
         grad_mlp = torch.ops.aten.gelu_backward(grad[..., ctx.width :], mlp, approximate="tanh")
         return grad[..., : ctx.width], grad_mlp

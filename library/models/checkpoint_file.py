@@ -85,7 +85,8 @@ class TransformerFile:
         found = shapes["x_embedder.weight"][1]
         if found != config.get("in_channels"):
             raise ModelError(
-                f"{self.source}: config.json says in_channels = {config.get('in_channels')}, but x_embedder takes {found}"
+                f"{self.source}: config.json says in_channels = {config.get('in_channels')},"
+                f" but x_embedder takes {found}"
             )
         return shape_of_config(config)
 

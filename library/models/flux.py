@@ -52,7 +52,7 @@ def timestep_embedding(t: Tensor, width: int = EMBEDDING_WIDTH) -> Tensor:
 class Embedder(nn.Module):
     """Two linears with a SiLU between them."""
 
-    def __init__(self, width: int, hidden: int, **factory):  # noqa: ANN003
+    def __init__(self, width: int, hidden: int, **factory):
         super().__init__()
         self.in_layer = Linear(width, hidden, **factory)
         self.out_layer = Linear(hidden, hidden, **factory)
@@ -64,7 +64,7 @@ class Embedder(nn.Module):
 class FinalLayer(nn.Module):
     """The last modulated normalisation and the projection to the output channels."""
 
-    def __init__(self, shape: FluxShape, **factory):  # noqa: ANN003
+    def __init__(self, shape: FluxShape, **factory):
         super().__init__()
         self.linear = Linear(shape.hidden, shape.out_channels, **factory)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), Linear(shape.hidden, 2 * shape.hidden, **factory))

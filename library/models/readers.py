@@ -71,7 +71,7 @@ class SafetensorsReader(Reader):
         return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
 
 
-def torch_dtype(name: str, tensor: str, source: str):  # noqa: ANN201 - torch is imported late
+def torch_dtype(name: str, tensor: str, source: str):
     """The torch dtype of a safetensors dtype name."""
     import torch
 

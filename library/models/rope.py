@@ -32,7 +32,7 @@ class _Rotate(torch.autograd.Function):
     """The rotation needs no saved activation: its backward pass is the opposite rotation."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, table: Tensor) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, table: Tensor) -> Tensor:
         ctx.table = table
         ctx.mark_dirty(x)
         image = x[:, x.shape[1] - table.shape[0] :]
@@ -40,7 +40,7 @@ class _Rotate(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         text = grad.shape[1] - ctx.table.shape[0]
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
         result[:, :text].copy_(grad[:, :text])
