@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 Command = Literal["cache", "train", "infer"]
 COMMANDS: tuple[Command, ...] = ("cache", "train", "infer")
@@ -38,6 +41,9 @@ class KeyInfo:
     seed: str | None = None
     comma: bool = False
     rerun: bool = False
+    section: str | None = None
+    only_with: str | None = None
+    exists: frozenset[str] = frozenset()
 
     def __call__(self, schema: dict[str, Any]) -> None:
         if self.aliases:
@@ -63,6 +69,9 @@ def key(
     seed: object = None,
     comma: bool = False,
     rerun: bool = False,
+    section: str | None = None,
+    only_with: str | None = None,
+    exists: str = "",
 ) -> Any:
     """Declare one key.
 
@@ -76,6 +85,9 @@ def key(
     kohya, seed: the default there, where it differs from ours and is worth telling.
     comma: a list whose entries never hold a comma, so that a comma string is split as the seed does.
     rerun: may change when a run is continued (more steps, other save intervals); no part of a run's identity.
+    section: the TOML table it stands in, if that is not its own.
+    only_with: "other_key" or "other_key=this|that": where it cannot act otherwise, setting it is a loud warning.
+    exists: the commands for which this path has to exist.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "multiple_of": multiple_of}
     given = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -99,8 +111,11 @@ def key(
         seed=None if seed is None else str(seed),
         comma=comma,
         rerun=rerun,
+        section=section,
+        only_with=only_with,
+        exists=frozenset(exists.split()),
     )
-    return Field(default, json_schema_extra=info, **given)
+    return Field(default, json_schema_extra=info, repr=not secret, **given)
 
 
 class Table(BaseModel):
@@ -130,6 +145,14 @@ class Table(BaseModel):
     def readers(cls, info: KeyInfo) -> frozenset[str]:
         """The commands that read a key."""
         return frozenset(cls.reads.split()) if info.reads is None else info.reads
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """What cannot work together: the keys concerned, and a message that says what to do."""
+        yield from ()
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """What works but deserves a loud warning."""
+        yield from ()
 
     def given(self, name: str) -> bool:
         """Whether the user set this key (in TOML or on the command line), even to its default."""
