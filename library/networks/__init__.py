@@ -1,0 +1,62 @@
+"""WHAT IS TRAINED: networks on the linears of the base model, and the files they travel in.
+
+Reading order: parts (names of the linears), arguments (what the user wrote), targets (which linears), factors (the
+arithmetic), dropout, lora, dense, lycoris (the adapters), network (all of them on a model), names, file, metadata (what
+is written), loading (what is read and applied), workflow (the ComfyUI graph beside a file).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from library.config.tables.network import NetworkTable
+from library.networks.targets import Plan, plan
+
+if TYPE_CHECKING:
+    from library.memory.linear import Adapter, Linear
+    from library.models.flux import FluxTransformer
+    from library.networks.dropout import Draws
+    from library.networks.network import Network
+    from library.networks.targets import Target
+
+__all__ = ["NETWORKS", "Plan", "build", "plan"]
+
+AdapterMaker = Callable[["Plan", "Target", "Linear", "Draws", int], "Adapter"]
+
+
+def _lora(settings: Plan, target: Target, linear: Linear, draws: Draws, seed: int) -> Adapter:
+    from library.networks.lora import make
+
+    return make(settings.settings, target, linear, draws, seed)
+
+
+NETWORKS: dict[str, AdapterMaker] = {
+    "lora": _lora,
+}
+"""Every kind of network: how an adapter for one target is made. Torch is loaded by the first call."""
+
+
+def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> Network:
+    """The network that ``table`` describes, on ``transformer`` but not attached; its start depends on ``seed`` alone.
+
+    Raises ConfigError if the table selects nothing or asks for what cannot be made right.
+    """
+    from library.networks.dense import DenseAdapter
+    from library.networks.dropout import Draws
+    from library.networks.network import Network
+
+    linears = transformer.linears()
+    settled = plan(table, {path: (linear.out_features, linear.in_features) for path, linear in linears.items()})
+    draws = Draws()
+    make = NETWORKS[settled.settings.kind]
+    adapters: dict[str, Adapter] = {}
+    for target in settled.targets:
+        adapters[target.module] = make(settled, target, linears[target.module], draws, seed)
+    if settled.x_embedder:
+        linear = linears["img_in"]
+        adapters["img_in"] = DenseAdapter(
+            "img_in", (0, linear.out_features), linear.in_features, linear.device, bias=settled.x_embedder_bias
+        )
+    rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
+    return Network(transformer, adapters, draws, "transformer", rates)

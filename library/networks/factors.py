@@ -1,0 +1,264 @@
+"""What a network adds to one weight, and the plain arithmetic on it: change of weight, folding, merging, SVD.
+
+`Factors` holds one module's tensors under LyCORIS's names (`lora_down.weight`, `hada_w1_a`, `lokr_w1`, ...), whatever
+spelling the file used. Everything that must agree between training, files, tools and other programs is computed here.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DOWN, UP = "lora_down.weight", "lora_up.weight"
+_MARKS = {
+    "lora": UP,
+    "loha": "hada_w1_a",
+    "lokr": ("lokr_w1", "lokr_w1_a"),
+    "glora": "a1.weight",
+    "oft": "oft_blocks",
+    "full": "diff",
+}
+_SCALED = {"lora": UP, "loha": "hada_w1_a", "glora": ("a1.weight", "b1.weight")}
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One weight's change: ``kind`` (lora, loha, lokr, glora, oft, full), its tensors, and alpha (None: not given)."""
+
+    kind: str
+    tensors: dict[str, Tensor]
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """The inner size that alpha is divided by; 1 where the algorithm has none."""
+        tensors = self.tensors
+        if self.kind == "lora":
+            return tensors[DOWN].shape[0]
+        if self.kind == "loha":
+            return tensors["hada_w1_b"].shape[0]
+        if self.kind == "glora":
+            return tensors["b2.weight"].shape[0]
+        if self.kind == "lokr":
+            inner = tensors.get("lokr_w1_b", tensors.get("lokr_w2_b"))
+            return 1 if inner is None else inner.shape[0]
+        return 1
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank: what the product of the factors is multiplied by."""
+        if self.alpha is None or self.kind in ("oft", "full"):
+            return 1.0
+        if self.kind == "lokr" and "lokr_w1" in self.tensors and "lokr_w2" in self.tensors:
+            return 1.0  # every loader ignores alpha when both Kronecker factors are whole
+        return self.alpha / self.rank
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight that is changed."""
+        tensors = self.tensors
+        if self.kind == "lora":
+            return tensors[UP].shape[0], tensors[DOWN].shape[1]
+        if self.kind == "loha":
+            return tensors["hada_w1_a"].shape[0], tensors["hada_w1_b"].shape[1]
+        if self.kind == "glora":
+            return tensors["b1.weight"].shape[0], tensors["b2.weight"].shape[1]
+        if self.kind == "lokr":
+            first, second = _kronecker_shapes(tensors)
+            return first[0] * second[0], first[1] * second[1]
+        if self.kind == "full":
+            return tuple(tensors["diff"].shape)
+        blocks = tensors["oft_blocks"].shape
+        return blocks[0] * blocks[1], 0
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether a DoRA magnitude rides along: programs disagree on what it does."""
+        return "dora_scale" in self.tensors
+
+    def to(self, dtype: torch.dtype) -> "Factors":
+        """The same factors in another dtype, alpha apart."""
+        return Factors(self.kind, {name: tensor.to(dtype) for name, tensor in self.tensors.items()}, self.alpha)
+
+    def delta(self, base: Tensor | None = None) -> Tensor:
+        """The change of the weight, (out, in), in the factors' own precision.
+
+        ``base`` is the weight that is changed; glora and oft need it.
+        """
+        return _DELTAS[self.kind](self, base)
+
+
+def kind_of(tensors: dict[str, Tensor]) -> str | None:
+    """The algorithm that tensors of these names belong to; None if they are of none."""
+    for kind, mark in _MARKS.items():
+        marks = mark if isinstance(mark, tuple) else (mark,)
+        if any(name in tensors for name in marks):
+            return kind
+    return None
+
+
+def _kronecker_shapes(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], tuple[int, int]]:
+    shapes = []
+    for name in ("lokr_w1", "lokr_w2"):
+        if name in tensors:
+            shapes.append(tuple(tensors[name].shape))
+        else:
+            shapes.append((tensors[f"{name}_a"].shape[0], tensors[f"{name}_b"].shape[1]))
+    return shapes[0], shapes[1]
+
+
+def _lora_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    return (factors.tensors[UP] @ factors.tensors[DOWN]) * factors.scale
+
+
+def _loha_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    tensors = factors.tensors
+    first = tensors["hada_w1_a"] @ tensors["hada_w1_b"]
+    return first * (tensors["hada_w2_a"] @ tensors["hada_w2_b"]) * factors.scale
+
+
+def _lokr_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    tensors = factors.tensors
+    whole = [
+        tensors[name] if name in tensors else tensors[f"{name}_a"] @ tensors[f"{name}_b"]
+        for name in ("lokr_w1", "lokr_w2")
+    ]
+    return torch.kron(whole[0], whole[1]) * factors.scale
+
+
+def _glora_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    assert base is not None, "GLoRA's change depends on the weight it changes"
+    a1, a2, b1, b2 = (factors.tensors[f"{name}.weight"] for name in ("a1", "a2", "b1", "b2"))
+    return (base.to(a1) @ a1 @ a2 + b1 @ b2) * factors.scale
+
+
+def _oft_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    """(R - 1) W, block by block, with R the Cayley transform of the skew part of ``oft_blocks``."""
+    assert base is not None, "OFT's change depends on the weight it changes"
+    blocks = factors.tensors["oft_blocks"]
+    rotation = cayley(blocks, (factors.alpha or 0.0) * base.shape[0])
+    identity = torch.eye(blocks.shape[1], dtype=rotation.dtype, device=rotation.device)
+    rows = base.to(rotation).view(blocks.shape[0], blocks.shape[1], -1)
+    delta = torch.einsum("knm,kni->kmi", rotation - identity, rows).reshape(base.shape)
+    rescale = factors.tensors.get("rescale")
+    return delta if rescale is None else rescale * delta + (rescale - 1) * base.to(rotation)
+
+
+def cayley(blocks: Tensor, limit: float = 0.0) -> Tensor:
+    """Rotations (I + Q)(I - Q)^-1 of the skew-symmetric Q = blocks - blocks^T; |Q| held to ``limit`` if positive."""
+    skew = blocks - blocks.transpose(1, 2)
+    if limit > 0:
+        norm = torch.linalg.vector_norm(skew) + 1e-8
+        skew = skew * torch.clamp(limit / norm, max=1.0)
+    identity = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+    return (identity + skew) @ torch.linalg.inv(identity - skew)
+
+
+def _full_delta(factors: Factors, base: Tensor | None) -> Tensor:
+    return factors.tensors["diff"]
+
+
+_DELTAS = {
+    "lora": _lora_delta,
+    "loha": _loha_delta,
+    "lokr": _lokr_delta,
+    "glora": _glora_delta,
+    "oft": _oft_delta,
+    "full": _full_delta,
+}
+
+
+def lora(down: Tensor, up: Tensor, alpha: float | None = None) -> Factors:
+    """A low-rank change ``up @ down``; alpha = rank (no scaling) unless given."""
+    return Factors("lora", {DOWN: down, UP: up}, float(down.shape[0]) if alpha is None else alpha)
+
+
+def folded(factors: Factors) -> Factors:
+    """The same change with alpha = rank: programs disagree about every other alpha."""
+    if factors.kind in ("oft", "full"):
+        return factors
+    tensors, scale = dict(factors.tensors), factors.scale
+    names = _SCALED.get(factors.kind) or ("lokr_w2" if "lokr_w2" in tensors else "lokr_w2_a")
+    if scale != 1.0:
+        for name in names if isinstance(names, tuple) else (names,):
+            tensors[name] = tensors[name] * scale
+    return Factors(factors.kind, tensors, float(factors.rank))
+
+
+def exact_lora(delta: Tensor) -> Factors:
+    """``delta`` as a LoRA without any loss: one factor is the identity, on the smaller side."""
+    out_features, in_features = delta.shape
+    if in_features <= out_features:
+        return lora(torch.eye(in_features, dtype=delta.dtype, device=delta.device), delta)
+    return lora(delta, torch.eye(out_features, dtype=delta.dtype, device=delta.device))
+
+
+def svd_lora(delta: Tensor, rank: int | None = None, energy: float | None = None) -> tuple[Factors, float]:
+    """The best LoRA of ``rank``, or of the least rank keeping ``energy`` of the squared norm; and its relative error.
+
+    Singular values are shared evenly by the two factors.
+    """
+    assert (rank is None) != (energy is None), "say either a rank or an energy"
+    left, values, right = torch.linalg.svd(delta.float(), full_matrices=False)
+    squares = values.square()
+    total = squares.sum()
+    if rank is None:
+        share = torch.cumsum(squares, 0) / total.clamp_min(torch.finfo(torch.float32).tiny)
+        rank = int((share < energy - 1e-7).sum()) + 1
+    rank = max(1, min(rank, len(values)))
+    root = values[:rank].sqrt()
+    error = (squares[rank:].sum() / total).sqrt().item() if total > 0 else 0.0
+    return lora(right[:rank] * root[:, None], left[:, :rank] * root), error
+
+
+def as_lora(factors: Factors, rank: int | None = None, energy: float | None = None) -> tuple[Factors, float]:
+    """A LoRA of the same change, at most of ``rank``, and its relative error; a LoRA that already fits is returned."""
+    if factors.kind == "lora" and energy is None and (rank is None or factors.rank <= rank):
+        return folded(factors), 0.0
+    if factors.kind == "lora":
+        return _shrunk(factors, rank, energy)
+    delta = factors.delta()
+    return (exact_lora(delta), 0.0) if rank is None and energy is None else svd_lora(delta, rank, energy)
+
+
+def _shrunk(factors: Factors, rank: int | None, energy: float | None) -> tuple[Factors, float]:
+    """SVD of a LoRA through its factors' QR: exact, and cheap beside an SVD of the whole weight."""
+    left, left_core = torch.linalg.qr(factors.tensors[UP].float())
+    right, right_core = torch.linalg.qr(factors.tensors[DOWN].float().t())
+    core, error = svd_lora(left_core @ right_core.t() * factors.scale, rank, energy)
+    return lora(core.tensors[DOWN] @ right.t(), left @ core.tensors[UP]), error
+
+
+def block_diagonal(pieces: list[tuple[tuple[int, int], Factors]], out_features: int) -> Factors:
+    """One LoRA on the fused weight that is exactly the given LoRAs on row ranges of it; its rank is their sum."""
+    folded_pieces = [(rows, folded(piece)) for rows, piece in pieces]
+    downs = [piece.tensors[DOWN] for _, piece in folded_pieces]
+    up = downs[0].new_zeros(out_features, sum(down.shape[0] for down in downs))
+    column = 0
+    for (start, stop), piece in folded_pieces:
+        width = piece.rank
+        up[start:stop, column : column + width] = piece.tensors[UP]
+        column += width
+    return lora(torch.cat(downs), up)
+
+
+def row_slice(factors: Factors, rows: tuple[int, int], num_parts: int) -> Factors:
+    """The LoRA on ``rows`` of a fused LoRA. A block-diagonal one (a merged split network) gets its small rank back."""
+    whole = folded(factors)
+    up = whole.tensors[UP][rows[0] : rows[1]]
+    down = whole.tensors[DOWN]
+    used = (up != 0).any(dim=0).nonzero().flatten()
+    if whole.rank % num_parts == 0 and 0 < len(used) <= whole.rank // num_parts:
+        width = whole.rank // num_parts
+        first = int(used[0]) // width * width
+        if int(used[-1]) < first + width:
+            return lora(down[first : first + width].clone(), up[:, first : first + width].clone())
+    return lora(down.clone(), up.clone())
+
+
+def stacked(first: Factors, second: Factors, second_weight: float = 1.0) -> Factors:
+    """One LoRA that is exactly ``first + second_weight * second``; its rank is the sum of theirs."""
+    a, b = folded(first), folded(second)
+    return lora(
+        torch.cat([a.tensors[DOWN], b.tensors[DOWN]]), torch.cat([a.tensors[UP], b.tensors[UP] * second_weight], dim=1)
+    )
