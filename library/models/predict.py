@@ -41,7 +41,7 @@ def predict(
 
 
 def prepare(transformer: FluxTransformer, t: Tensor, text: TextEmbeddings, guidance: float | Tensor) -> Modulation:
-    """The part of a prediction that needs only t, the pooled text and guidance, so that it can be done a batch ahead."""
+    """The part of a prediction that needs t, pooled text and guidance alone, so that it can be done a batch ahead."""
     home = transformer.time_in.in_layer.device
     scale = None
     if transformer.shape.guidance:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from library.models.readers import Reader
 
 SPARE_ROWS = 128
-PROBE = "a red circle"
+PROBE = "red circle"
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,9 @@ def load_tokenizer(folder: Path, kind: str, rows: int) -> Any:
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"no {kind} tokenizer can be read from {folder}: {error}") from error
     special = {tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    content = [token for token in tokenizer(PROBE).input_ids if token not in special]
-    if not content:
+    ids = tokenizer(PROBE).input_ids
+    unknown = kind == "t5" and tokenizer.unk_token_id in ids
+    if unknown or len([token for token in ids if token not in special]) < 2:
         raise ModelError(f"the {kind} tokenizer in {folder} is empty: it knows {len(tokenizer)} tokens and no words")
     if not rows - SPARE_ROWS <= len(tokenizer) <= rows:
         raise ModelError(
