@@ -32,12 +32,24 @@ class Adapter(nn.Module):
         """The adapted layer. Override it to compute the base and the change together."""
         return self(linear.base(x), x)
 
+    def on(self, linear: Linear, x: Tensor) -> Tensor:
+        """The whole layer with this adapter: what `Linear.forward` calls.
+
+        Override it to fuse the two; `linear.base(x)` is then fresh and may be written to, and
+        `linear.input_gradient(grad)` is the base layer's backward pass.
+        """
+        return self(linear.base(x), x)
+
     def phantom(self, base_output: Tensor, x: Tensor) -> Tensor:
         """Like `forward`, but only the gradient graph of the result is used, never its values.
 
-        Override it to save the arithmetic; `base_output` is then a zero of stride 0 in the right shape.
+        Override it to save the arithmetic; `base_output` is a zero of stride 0 in the right shape.
         """
         return self(base_output, x)
+
+    def phantom_on(self, linear: Linear, x: Tensor) -> Tensor:
+        """Like `on`, with `phantom` in the place of `forward`. Override it together with `on`."""
+        return self.phantom(linear.phantom_base(x), x)
 
 
 class Linear(nn.Linear):
@@ -78,8 +90,17 @@ class Linear(nn.Linear):
 
     def phantom(self, x: Tensor) -> Tensor:
         """The output's gradient graph; its values are zeros of stride 0 where nothing has to be computed."""
-        output = _PhantomLinear.apply(x, self)
-        return output if self.adapter is None else self.adapter.phantom(output, x)
+        return self.phantom_base(x) if self.adapter is None else self.adapter.phantom_on(self, x)
+
+    def phantom_base(self, x: Tensor) -> Tensor:
+        """The frozen layer's gradient graph alone."""
+        return _PhantomLinear.apply(x, self)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient of the frozen layer's input: grad (..., out) W -> (..., in)."""
+        if self.storage is not None:
+            return self.storage.input_gradient(grad)
+        return grad @ self.weight.to(grad.dtype)
 
     def can_be_phantom(self) -> bool:
         """Whether every gradient of this layer can be had without the value of its output."""
@@ -134,7 +155,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
-        return ctx.linear.storage.input_gradient(grad) if ctx.needs_input_grad[0] else None, None
+        return ctx.linear.input_gradient(grad) if ctx.needs_input_grad[0] else None, None
 
 
 class _PhantomLinear(torch.autograd.Function):
@@ -147,6 +168,4 @@ class _PhantomLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, None]:
-        if not ctx.needs_input_grad[0]:
-            return None, None
-        return ctx.linear.input_gradient(grad), None
+        return ctx.linear.input_gradient(grad) if ctx.needs_input_grad[0] else None, None

@@ -88,10 +88,23 @@ def torch_dtype(name: str, tensor: str, source: str):
 def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of one component folder: `stem.safetensors`, or the shards its index names.
 
-    `variant` (as 'fp16') chooses `stem.fp16.safetensors`. Raises ModelError if there is neither, and points out
-    pickle files, which are never loaded.
+    `variant` (as 'fp16') prefers `stem.fp16.safetensors`, where a component has it. Raises ModelError if there is
+    neither, and points out pickle files, which are never loaded.
     """
-    infix = f".{variant}" if variant else ""
+    if variant:
+        found = weight_files_of(folder, stem, f".{variant}")
+        if found:
+            return found
+    found = weight_files_of(folder, stem, "")
+    if found:
+        return found
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" ({', '.join(pickles)} would run code when loaded: convert to safetensors)" if pickles else ""
+    raise ModelError(f"{folder} has neither {stem}.safetensors nor {stem}.safetensors.index.json{hint}")
+
+
+def weight_files_of(folder: Path, stem: str, infix: str) -> list[Path]:
+    """The single file or the shards with this infix; [] if there is neither."""
     single = folder / f"{stem}{infix}.safetensors"
     index = folder / f"{stem}.safetensors.index{infix}.json"
     if single.is_file():
@@ -102,9 +115,7 @@ def weight_files(folder: Path, stem: str, variant: str | None = None) -> list[Pa
         if missing:
             raise ModelError(f"{folder}: {index.name} names {', '.join(missing)}, which {_is_are(missing)} not there")
         return [folder / name for name in names]
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    hint = f" ({', '.join(pickles)} would run code when loaded: convert to safetensors)" if pickles else ""
-    raise ModelError(f"{folder} has neither {single.name} nor {index.name}{hint}")
+    return []
 
 
 def _is_are(names: list[str]) -> str:

@@ -89,7 +89,8 @@ def test_predict_is_the_pipelines_call(folder, pipeline, batch) -> None:
     with torch.no_grad():
         theirs = pipeline.transformer(
             hidden_states=tokens, timestep=t, guidance=torch.full((batch,), 30.0), pooled_projections=text.pooled,
-            encoder_hidden_states=text.t5, txt_ids=torch.zeros(T5_LENGTH, 3), img_ids=image_ids(4, 6), return_dict=False,
+            encoder_hidden_states=text.t5, txt_ids=torch.zeros(T5_LENGTH, 3), img_ids=image_ids(4, 6),
+            return_dict=False,
         )[0]  # fmt: skip
     assert ours.shape == noisy.shape
     assert torch.allclose(ours, unpack_latents(theirs, 4, 6), atol=1e-5)
