@@ -1,0 +1,22 @@
+"""JOB 3: network + picture + prompt -> edited picture."""
+
+from __future__ import annotations
+
+from library.config.run import Run
+from library.inference.plan import make_plan
+from library.models.base import Base
+
+
+def run(run: Run) -> None:
+    """Edit what the configuration names. With `dry_run`, say what would be done and load no weights."""
+    base = Base.open(run.model)
+    base.transformer_file  # noqa: B018 - reads the header: a base that is no FLUX.1 Fill is refused before anything else
+    plan = make_plan(run, base.defaults)
+    for line in plan.lines():
+        print(line)
+    if run.command.dry_run:
+        return
+    from library.inference.edit import edit
+
+    edit(plan, run, base)
+    print(f"wrote {len(plan.requests)} pictures, the last one {plan.requests[-1].output}")

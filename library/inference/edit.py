@@ -1,0 +1,156 @@
+"""Carries a plan out. The parts of the base are loaded one after the other: text encoders, VAE, transformer.
+
+The text encoders are gone before the VAE is loaded and the VAE's encoder before the transformer, so that the largest
+of them decides how much memory a call needs.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from library.conditioning import MODES
+from library.conditioning.item import Condition
+from library.config.run import Run
+from library.errors import OutOfMemory
+from library.flow.euler import SigmaSchedule
+from library.inference.images import (
+    finished,
+    mask_pixels,
+    picture_pixels,
+    read_picture,
+    save_png,
+    with_unmasked,
+)
+from library.inference.plan import Plan, Request
+from library.models.base import Base
+from library.models.text import TextEmbeddings
+from library.models.vae import Vae
+from library.networks.file import load_network
+from library.sampling import initial_noise, sample, to_bytes
+
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def edit(plan: Plan, run: Run, base: Base) -> None:
+    """Make and write every result of the plan. Raises OutOfMemory with what to change if the device has too little."""
+    device = _device(run.training.device)
+    dtype = _precision(run.training.mixed_precision, device)
+    try:
+        texts = _encode_prompts(plan, run, base, device, dtype)
+        conditions = _encode_conditions(plan, base, device)
+        transformer = base.load_transformer(device, dtype)
+        for use in plan.networks:
+            load_network(use.path).apply(transformer, use.strength)
+        vae = base.load_vae(device, parts="decoder")
+        schedule = SigmaSchedule.from_config(base.scheduler_config)
+        bar = tqdm(total=plan.steps * len(plan.requests), unit="step", disable=None)
+        for batch in _batches(plan.requests, run.inference.inference_batch_size):
+            condition = _joined([conditions[request.picture.path] for request in batch])
+            latents = sample(
+                transformer,
+                condition,
+                _joined_text([texts[request.picture.prompt] for request in batch]),
+                initial_noise([request.seed for request in batch], condition),
+                schedule=schedule,
+                steps=plan.steps,
+                guidance=plan.guidance,
+                progress=partial(_advance, bar, len(batch)),
+            )
+            _write(plan, run, batch, latents, vae)
+        bar.close()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the device ran out of memory ({str(error).splitlines()[0]}). Ways to need less, in this order: "
+            'inference_batch_size = 1, base_precision = "fp8" or "nf4", blocks_to_swap, a smaller resolution'
+        ) from error
+
+
+def _advance(bar: tqdm, count: int, step: int) -> None:
+    bar.update(count)
+
+
+def _device(wanted: str | None) -> torch.device:
+    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _precision(wanted: str | None, device: torch.device) -> torch.dtype:
+    if wanted is not None:
+        return PRECISIONS[wanted]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+
+
+def _release() -> None:
+    """Give freed weights back before the next part is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _encode_prompts(
+    plan: Plan, run: Run, base: Base, device: torch.device, dtype: torch.dtype
+) -> dict[str, TextEmbeddings]:
+    """Every distinct prompt's embeddings (a batch of one each), on the CPU."""
+    encoders = base.load_text_encoders(device, dtype)
+    found = {}
+    for prompt in dict.fromkeys(request.picture.prompt for request in plan.requests):
+        encoded = encoders.encode([prompt], plan.token_length)
+        if encoded.truncated[0]:
+            print(
+                f"the prompt is longer than {plan.token_length} tokens, the model does not see: {encoded.truncated[0]}"
+            )
+        found[prompt] = encoded.embeddings.to("cpu")
+    del encoders
+    _release()
+    return found
+
+
+def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[object, Condition]:
+    """Every picture's condition (a batch of one each), on the CPU."""
+    vae = base.load_vae(device, parts="encoder")
+    mode = MODES[plan.mode]
+    found: dict[object, Condition] = {}
+    for request in plan.requests:
+        picture = request.picture
+        if picture.path in found:
+            continue
+        pixels = picture_pixels(read_picture(picture), request.fit)
+        item = mode.request(pixels, mask_pixels(picture, request.fit), plan.mode_settings)
+        mean, _ = vae.encode(item.condition_pixels()[None])
+        found[picture.path] = Condition(mean.cpu(), item.mask[None])
+    del vae
+    _release()
+    return found
+
+
+def _batches(requests: tuple[Request, ...], size: int) -> Iterator[list[Request]]:
+    """Neighbouring requests of one canvas size, up to `size` at once."""
+    for _, group in groupby(requests, key=lambda request: request.fit.canvas):
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+def _joined(conditions: list[Condition]) -> Condition:
+    return Condition(torch.cat([one.latents for one in conditions]), torch.cat([one.mask for one in conditions]))
+
+
+def _joined_text(texts: list[TextEmbeddings]) -> TextEmbeddings:
+    return TextEmbeddings(torch.cat([text.t5 for text in texts]), torch.cat([text.pooled for text in texts]))
+
+
+def _write(plan: Plan, run: Run, batch: list[Request], latents: Tensor, vae: Vae) -> None:
+    """Decode and save a batch."""
+    mode = MODES[plan.mode]
+    for request, one in zip(batch, latents):
+        painted = to_bytes(mode.result(vae.decode(one[None])))[0].numpy()
+        image = finished(painted, request.fit)
+        if request.picture.mask is not None and run.inference.keep_unmasked:
+            image = with_unmasked(image, request.picture, request.fit)
+        save_png(image, request.output, plan.settings_of(request, base_name=run.model.pretrained_model_name_or_path))
