@@ -21,6 +21,7 @@ class Edit(Mode):
     name = "edit"
     needs = frozenset({"target"})
     takes = frozenset({"target", "mask"})
+    settings = frozenset({"edit_mask_value"})
 
     def items(self, images: Images, settings: ModeSettings) -> list[Item]:
         from library.conditioning.item import Item

@@ -1,6 +1,6 @@
 """`mask`: the masked area is repainted from what surrounds it, as FLUX.1 Fill was made to do.
 
-With a target of its own ("remove what is masked"), the surroundings come from the source and the result from the target.
+With a target of its own ("remove what is masked"), the surroundings come from the source, the result from the target.
 """
 
 from __future__ import annotations

@@ -40,12 +40,14 @@ class Mode(ABC):
     """One way to condition. Stateless: a mode is a value, not a branch.
 
     name: what `mode = "..."` says.
-    needs, takes: the kinds of images ("target", "mask") a subset must give, and may give, beside its source.
+    needs, takes: the kinds of images ("target", "mask") an item must have, and may have, beside its source.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
     takes: ClassVar[frozenset[str]]
+    settings: ClassVar[frozenset[str]] = frozenset()
+    """The fields of ModeSettings it depends on."""
     pictures_across: ClassVar[int] = 1
     """How many pictures lie side by side on what the model sees: its width is that many pictures' width."""
 

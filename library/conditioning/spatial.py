@@ -21,6 +21,7 @@ class Spatial(Mode):
     name = "spatial"
     needs = frozenset({"target"})
     takes = frozenset({"target"})
+    settings = frozenset({"mask_only_right"})
     pictures_across = 2
 
     def items(self, images: Images, settings: ModeSettings) -> list[Item]:

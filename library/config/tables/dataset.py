@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
 from library.config.table import FilePath, Integers, Size, Table, as_tuple, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 MaskKinds = Annotated[tuple[Literal["box", "brush", "half", "outpaint", "full"], ...], BeforeValidator(as_tuple)]
 Interpolation = Literal["lanczos", "area", "bicubic", "bilinear", "nearest"]
@@ -18,18 +23,18 @@ class SubsetTable(Table):
     section: ClassVar[str] = "subset"
     reads: ClassVar[str] = "cache train"
 
-    image_dir: FilePath | None = key(None, aliases=("instance_data_dir",), path="path")
+    image_dir: FilePath | None = key(None, aliases=("instance_data_dir",), path="path", exists="cache")
     """Folder of the images: sources in edit mode, images in mask mode, sources or joined canvases in spatial mode."""
-    target_dir: FilePath | None = key(None, aliases=("target_data_dir",), path="path")
+    target_dir: FilePath | None = key(None, aliases=("target_data_dir",), path="path", exists="cache")
     """Folder of the targets, named as the images."""
-    mask_dir: FilePath | None = key(None, aliases=("mask_data_dir",), path="path")
+    mask_dir: FilePath | None = key(None, aliases=("mask_data_dir",), path="path", exists="cache")
     """Folder of the masks (white is repainted), named as the images."""
-    caption_dir: FilePath | None = key(None, aliases=("caption_data_dir",), path="path")
+    caption_dir: FilePath | None = key(None, aliases=("caption_data_dir",), path="path", exists="cache")
     """Folder of the caption files; the images' own folder if not set."""
     mode: Literal["edit", "mask", "spatial"] = key("mask")
     """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
     the other. The seed's `fill` means mask."""
-    metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path")
+    metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path", exists="cache")
     """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders."""
     recursive: bool = key(False)
     """Look into folders below as well."""
@@ -41,21 +46,21 @@ class SubsetTable(Table):
     """Masks in the images' folder: what their names end in, as -masklabel."""
     dataset_name: str | None = key(None, path="model")
     """A data set on the hub, or a folder or parquet file of one, instead of image_dir. Needs the `datasets` package."""
-    dataset_config_name: str | None = key(None)
+    dataset_config_name: str | None = key(None, only_with="dataset_name")
     """Configuration of dataset_name."""
-    dataset_split: str = key("train")
+    dataset_split: str = key("train", only_with="dataset_name")
     """Split of dataset_name."""
-    dataset_revision: str | None = key(None)
+    dataset_revision: str | None = key(None, only_with="dataset_name")
     """Revision of dataset_name on the hub."""
-    dataset_streaming: bool = key(False)
+    dataset_streaming: bool = key(False, only_with="dataset_name")
     """Read dataset_name item by item, for sets larger than the disk."""
-    image_column: str = key("image")
+    image_column: str = key("image", only_with="dataset_name or metadata_file")
     """Column of the images in dataset_name or metadata_file."""
-    target_column: str | None = key(None)
+    target_column: str | None = key(None, only_with="dataset_name or metadata_file")
     """Column of the targets."""
-    mask_column: str | None = key(None)
+    mask_column: str | None = key(None, only_with="dataset_name or metadata_file")
     """Column of the masks."""
-    caption_column: str | None = key(None)
+    caption_column: str | None = key(None, only_with="dataset_name or metadata_file")
     """Column of the captions."""
     num_repeats: int = key(1, aliases=("repeats", "dataset_repeats"), ge=1)
     """How often each item comes in an epoch."""
@@ -65,23 +70,25 @@ class SubsetTable(Table):
     """Caption of items that have none of their own. Never replaces one."""
     caption_extension: str = key(".txt", kohya=".caption")
     """Ending of caption files."""
+    caption_per_line: bool = key(False)
+    """Each line of a caption file is a caption of its own; a step draws one."""
     caption_prefix: str | None = key(None)
     """Put before each caption."""
     caption_suffix: str | None = key(None)
     """Put after each caption."""
-    caption_separator: str = key(",")
+    caption_separator: str = key(",", only_with="shuffle_caption")
     """What separates the tags of a caption, for shuffle_caption."""
     shuffle_caption: bool = key(False)
     """Cache several orders of a caption's tags (caption_variants) and draw one in each step."""
-    caption_variants: int = key(1, ge=1)
+    caption_variants: int = key(1, ge=1, only_with="shuffle_caption")
     """How many shuffled captions are cached for an item."""
-    keep_tokens: int = key(0, ge=0)
+    keep_tokens: int = key(0, ge=0, only_with="shuffle_caption")
     """Tags at the beginning that stay in place when shuffled."""
     caption_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a step trains with the empty caption."""
     caption_dropout_every_n_epochs: int = key(0, ge=0)
     """Train every Nth epoch with empty captions; 0 turns it off."""
-    caption_tag_dropout_rate: float = key(0.0, ge=0, le=1)
+    caption_tag_dropout_rate: float = key(0.0, ge=0, le=1, only_with="shuffle_caption")
     """Chance that a tag is left out of a shuffled caption."""
     allow_empty_captions: bool = key(False)
     """Accept captions that are empty files."""
@@ -89,7 +96,7 @@ class SubsetTable(Table):
     """Cache a mirrored variant of each item and draw one in each step."""
     random_crop: bool = key(False)
     """Crop at random places (crop_variants of them are cached) instead of the centre."""
-    crop_variants: int = key(1, ge=1)
+    crop_variants: int = key(1, ge=1, only_with="random_crop")
     """How many random crops are cached for an item."""
     size_mismatch: Literal["error", "crop", "pad"] = key("error")
     """What to do with a pair whose images differ in aspect. Never stretched."""
@@ -101,7 +108,7 @@ class SubsetTable(Table):
     """Take the mask from the image's alpha channel (transparent is repainted)."""
     generate_mask: MaskKinds = key((), comma=True)
     """Make masks instead of reading them: box, brush, half, outpaint, full; drawn by seed."""
-    mask_variants: int = key(1, ge=1)
+    mask_variants: int = key(1, ge=1, only_with="generate_mask or mask_jitter")
     """How many generated or jittered masks are cached for an item."""
     full_mask_rate: float = key(0.0, ge=0, le=1)
     """Share of items that train with a full mask."""
@@ -111,14 +118,43 @@ class SubsetTable(Table):
     """Pixels by which masks may grow, shrink and move at random, differently in each variant."""
     invert_mask: bool = key(False)
     """Black is repainted instead of white."""
-    mask_only_right: bool = key(False)
+    mask_only_right: bool = key(False, only_with="mode=spatial")
     """spatial: always repaint the right half; otherwise left or right at random."""
-    edit_mask_value: float = key(1.0, ge=0, le=1)
+    edit_mask_value: float = key(1.0, ge=0, le=1, only_with="mode=edit")
     """edit: value of the mask channels. 1 is what inference programs use; 0 is what the published trainer did."""
     is_reg: bool = key(False)
     """Regularisation items, weighed by prior_loss_weight."""
     is_validation: bool = key(False)
     """Held-out items: measured, never trained on."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """One source, and what its mode cannot do without."""
+        yield from self._source_problems()
+        listed = self.metadata_file is not None
+        if self.mode == "edit" and not (self.target_dir or self.target_suffix or self.target_column or listed):
+            yield (
+                ["mode"],
+                "mode = edit needs targets: set target_dir (target_data_dir), target_suffix, target_column or "
+                "metadata_file.",
+            )
+        masks = (self.mask_dir, self.mask_suffix, self.mask_column, self.alpha_mask, self.generate_mask, listed)
+        if self.mode == "mask" and not any(masks) and self.full_mask_rate < 1:
+            yield (
+                ["mode"],
+                "mode = mask needs masks: set mask_dir (mask_data_dir), mask_suffix, mask_column, alpha_mask, "
+                "generate_mask or metadata_file. (mode = edit trains on pairs; use_split_mask on joined images.)",
+            )
+        if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background_color):
+            yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
+
+    def _source_problems(self) -> Iterator[tuple[list[str], str]]:
+        if self.dataset_name and (self.image_dir or self.metadata_file):
+            other = "image_dir" if self.image_dir else "metadata_file"
+            yield ["dataset_name", other], f"dataset_name and {other} both name the images. Remove one of them."
+        if not (self.dataset_name or self.image_dir or self.metadata_file):
+            yield [], "a subset has no images: set image_dir (instance_data_dir), metadata_file or dataset_name."
+        if self.subset_weight is not None and self.given("num_repeats"):
+            yield ["num_repeats", "subset_weight"], "num_repeats and subset_weight both set the share. Remove one."
 
 
 class DatasetTable(Table):
@@ -145,7 +181,7 @@ class DatasetTable(Table):
     """Items in a batch."""
     validation_split: float = key(0.0, ge=0, lt=1)
     """Share of the items that is held out."""
-    validation_seed: int | None = key(None, ge=0)
+    validation_seed: int | None = key(None, ge=0, only_with="validation_split")
     """Seed of that choice; `seed` if not set."""
     subsets: tuple[SubsetTable, ...] = ()
     """The sources: [[datasets.subsets]]."""
@@ -154,3 +190,18 @@ class DatasetTable(Table):
     def sizes(self) -> tuple[int | tuple[int, int], ...]:
         """The areas to cache: `resolutions`, or the one `resolution`."""
         return self.resolutions or (self.resolution,)
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Sizes the model cannot have, and bucket limits that leave nothing."""
+        for size in self.sizes:
+            sides = size if isinstance(size, tuple) else (size, size)
+            if min(sides) < 16:
+                yield ["resolution", "resolutions"], f"resolution = {size}: a side is at least 16 pixels."
+            elif not self.enable_bucket and any(side % 16 for side in sides):
+                yield (
+                    ["resolution", "resolutions"],
+                    f"resolution = {size}: without enable_bucket both sides must be multiples of 16.",
+                )
+        low, high = self.min_bucket_reso, self.max_bucket_reso
+        if low is not None and high is not None and low > high:
+            yield ["min_bucket_reso", "max_bucket_reso"], f"min_bucket_reso = {low} is above max_bucket_reso = {high}."
