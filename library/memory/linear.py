@@ -29,10 +29,6 @@ class Adapter(nn.Module):
         raise NotImplementedError
 
     def on(self, linear: Linear, x: Tensor) -> Tensor:
-        """The adapted layer. Override it to compute the base and the change together."""
-        return self(linear.base(x), x)
-
-    def on(self, linear: Linear, x: Tensor) -> Tensor:
         """The whole layer with this adapter: what `Linear.forward` calls.
 
         Override it to fuse the two; `linear.base(x)` is then fresh and may be written to, and
@@ -81,12 +77,6 @@ class Linear(nn.Linear):
             return _FrozenLinear.apply(x, self)
         weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
         return F.linear(x, weight, self._bias(x.dtype))
-
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """The base layer's gradient of x, from that of its output; a fresh tensor."""
-        if self.storage is not None:
-            return self.storage.input_gradient(grad)
-        return grad @ self.weight.to(grad.dtype)
 
     def phantom(self, x: Tensor) -> Tensor:
         """The output's gradient graph; its values are zeros of stride 0 where nothing has to be computed."""
