@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from library.config import catalogue
@@ -25,10 +25,15 @@ def each_table(run: Run) -> Iterator[tuple[str, Table, DatasetTable | None]]:
             yield f"datasets.{index}.subsets.{number}.", subset, dataset
 
 
-def problems_of(run: Run) -> Iterator[Problem]:
-    """Everything that cannot work together, and everything this command needs and does not have."""
-    yield from _required(run)
+def problems_of(run: Run, broken: Collection[str] = ()) -> Iterator[Problem]:
+    """Everything that cannot work together, and everything this command needs and does not have.
+
+    `broken` names tables with wrong values of their own, which were reported already.
+    """
+    yield from (problem for name, problem in _required(run) if name not in broken)
     for prefix, table, _ in each_table(run):
+        if ("datasets" if prefix else type(table).section) in broken:
+            continue
         for names, message in table.problems(run):
             yield [prefix + name if prefix and name in type(table).model_fields else name for name in names], message
         yield from _missing_paths(run, prefix, table)

@@ -29,6 +29,7 @@ class _Load:
     command: Command
     problems: Problems = field(default_factory=Problems)
     origins: dict[str, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
 
     def level(self, given: Sequence[Given]) -> Scope:
         return one_level(recognise(given, self.command, self.problems), self.problems)
@@ -45,10 +46,8 @@ def load(argv: Sequence[str], command: Command) -> Run:
         _only_data(levels[1], reading.problems)
     tables = _tables(reading, [*levels, typed])
     datasets = _datasets(reading, data, levels, typed)
-    if reading.problems.messages:
-        raise _error(reading.problems)
     run = _complete(Run(name=command, datasets=datasets, origins=reading.origins, **tables))
-    for names, message in problems_of(run):
+    for names, message in problems_of(run, broken=reading.broken):
         reading.problems.add(_where(names, reading.origins), message)
     if reading.problems.messages:
         raise _error(reading.problems)
@@ -106,6 +105,8 @@ def _tables(reading: _Load, levels: list[Scope]) -> dict[str, Table]:
         built = _build(table, own, reading.problems)
         if built is not None:
             found[name] = built
+        else:
+            reading.broken.add(name)
     return found
 
 
@@ -148,6 +149,8 @@ def _datasets(reading: _Load, data: Document, levels: list[Scope], typed: Scope)
         merged = rewrite(stack(_only_in(layer, "dataset") for layer in (*levels, own, typed)), reading.problems)
         reading.origins.update({f"{prefix}.{name}": one.where for name, one in merged.items()})
         built = _build(DatasetTable, merged, reading.problems, subsets=tuple(s for s in subsets if s is not None))
+        if built is None or None in subsets:
+            reading.broken.add("datasets")
         if built is not None:
             found.append(built)
     return tuple(found)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 if TYPE_CHECKING:
@@ -186,9 +186,32 @@ def as_pair(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def as_arguments(value: object) -> object:
+    """`name=value` texts; a TOML table of them means the same."""
+    if isinstance(value, dict):
+        return tuple(f"{name}={_argument(entry)}" for name, entry in value.items())
+    return as_tuple(value)
+
+
+def _argument(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(_argument(entry) for entry in value)
+    return str(value)
+
+
+def with_equals(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an argument without a name or a value."""
+    for text in value:
+        name, equals, rest = text.rpartition("=")
+        if not equals or not name.strip() or not rest.strip():
+            raise ValueError(f'"{text}" has not the form "name=value".')
+    return value
+
+
 FilePath = Annotated[Path, BeforeValidator(as_path)]
 FilePaths = Annotated[tuple[Path, ...], BeforeValidator(as_paths)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+Arguments = Annotated[tuple[str, ...], BeforeValidator(as_arguments), AfterValidator(with_equals)]
 Integers = Annotated[tuple[int, ...], BeforeValidator(as_tuple)]
 Floats = Annotated[tuple[float, ...], BeforeValidator(as_tuple)]
 Size = Annotated[tuple[int, int], BeforeValidator(as_pair)]

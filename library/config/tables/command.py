@@ -34,9 +34,9 @@ class CommandTable(Table):
     """Write one self-contained HTML page that shows what the model will see, decoded from the cache."""
     lint: bool = key(False, reads="cache", command_line_only=True)
     """Check the data for what spoils a training (identical pairs, shifted pairs, constant masks, ...)."""
-    lint_json: FilePath | None = key(None, reads="cache", path="path", command_line_only=True)
+    lint_json: FilePath | None = key(None, reads="cache", path="path", command_line_only=True, only_with="lint")
     """Write the findings of --lint to this JSON file."""
-    strict: bool = key(False, reads="cache", command_line_only=True)
+    strict: bool = key(False, reads="cache", command_line_only=True, only_with="lint")
     """With --lint: exit with code 1 if anything was found."""
     list_modules: bool = key(False, reads="train", command_line_only=True)
     """List the modules this configuration would train, with parameters and file size; then stop."""

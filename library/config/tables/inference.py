@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
 from library.config.table import FilePath, Floats, Integers, Size, Strings, Table, as_tuple, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 FIT = Literal["error", "crop", "pad"]
 LoraFiles = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
@@ -18,13 +22,13 @@ class InferenceTable(Table):
     section: ClassVar[str] = "inference"
     reads: ClassVar[str] = "infer"
 
-    image: FilePath | None = key(None, aliases=("input_image",), path="path")
+    image: FilePath | None = key(None, aliases=("input_image",), path="path", exists="infer")
     """The image to edit, or a folder of images. Required."""
-    mask: FilePath | None = key(None, aliases=("mask_image",), path="path")
+    mask: FilePath | None = key(None, aliases=("mask_image",), path="path", exists="infer")
     """The mask (white is repainted), or a folder of masks named as the images."""
     prompt: Strings = key(())
     """What to do: one prompt for all images, or one for each, separated by `;`."""
-    prompt_dir: FilePath | None = key(None, path="path")
+    prompt_dir: FilePath | None = key(None, path="path", exists="infer")
     """A folder of text files named as the images, instead of prompt."""
     lora: LoraFiles = key((), aliases=("lora_path", "lora_weights"), path="path")
     """Network files. The run's own result if not set; `none` for the base alone."""
@@ -55,3 +59,13 @@ class InferenceTable(Table):
     """With a mask: paste the unmasked pixels of the image back over the result, untouched by the VAE."""
     inference_batch_size: int = key(1, ge=1)
     """Results made at once. Does not change them."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Strengths belong to networks, and there is one way to give the prompts."""
+        if self.lora and len(self.lora_strength) > len(self.lora):
+            yield (
+                ["lora_strength"],
+                f"lora_strength: {len(self.lora_strength)} strengths for {len(self.lora)} networks.",
+            )
+        if self.prompt and self.prompt_dir:
+            yield ["prompt", "prompt_dir"], "prompt and prompt_dir both give the prompts. Remove one of them."

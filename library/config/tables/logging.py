@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
 from library.config.table import FilePath, Table, as_tuple, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "comet_ml", "trackio", "all", "none"], ...], BeforeValidator(as_tuple)
@@ -35,3 +39,8 @@ class LoggingTable(Table):
     """Write the numbers every N steps."""
     report_html: bool = key(True, rerun=True)
     """Keep report.html in output_dir up to date: curves, previews, configuration, in one page."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """`none` stands alone."""
+        if "none" in self.report_to and len(self.report_to) > 1:
+            yield ["report_to"], f"report_to = {list(self.report_to)}: none cannot stand beside others."

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from library.config.table import FilePath, Strings, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class MemoryTable(Table):
@@ -15,23 +21,27 @@ class MemoryTable(Table):
 
     base_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"] | None = key(None)
     """Precision of the frozen base. As mixed_precision if not set."""
-    int8_arithmetic: bool = key(False, reads="train infer")
+    int8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=int8")
     """int8: quantise activations too and multiply in int8. Faster on some cards, less exact."""
-    keep_precision_patterns: Strings = key((), reads="train infer")
+    keep_precision_patterns: Strings = key((), reads="train infer", only_with="base_precision=fp8|int8|nf4")
     """Regular expressions: modules that stay unquantised, beside the norms, embedders and final layer."""
-    blocks_to_swap: int | Literal["all"] = key(0, ge=0, rerun=True)
+    blocks_to_swap: Annotated[int, Field(ge=0)] | Literal["all"] = key(0, rerun=True)
     """Blocks streamed from RAM ahead of use: a number, or all."""
-    swap_ring_size: int = key(2, ge=2, rerun=True)
+    swap_ring_size: int = key(2, ge=2, rerun=True, only_with="blocks_to_swap")
     """Blocks held on the card at once while streaming."""
     pin_memory: bool = key(True, rerun=True)
     """Keep streamed blocks in page-locked RAM."""
     gradient_checkpointing: bool = key(False, reads="train", rerun=True)
     """Recompute the blocks in the backward pass instead of keeping what they computed."""
     cpu_offload_checkpointing: bool = key(
-        False, aliases=("gradient_checkpointing_cpu_offload",), reads="train", rerun=True
+        False,
+        aliases=("gradient_checkpointing_cpu_offload",),
+        reads="train",
+        rerun=True,
+        only_with="gradient_checkpointing",
     )
     """Keep the inputs of checkpointed blocks in RAM."""
-    save_attention_outputs: bool = key(False, reads="train", rerun=True)
+    save_attention_outputs: bool = key(False, reads="train", rerun=True, only_with="gradient_checkpointing")
     """Keep attention outputs while checkpointing: more memory, fewer FLOPs."""
     modulation_on_cpu: bool = key(False, reads="train infer", rerun=True)
     """Hold the modulation weights (27% of the model) in RAM and compute them on the CPU."""
@@ -39,7 +49,7 @@ class MemoryTable(Table):
     """Keep the optimizer's state in RAM."""
     torch_compile: bool = key(False, reads="train infer", rerun=True)
     """Compile the blocks. The first step takes minutes."""
-    dynamo_backend: str = key("inductor", reads="train infer", rerun=True)
+    dynamo_backend: str = key("inductor", reads="train infer", rerun=True, only_with="torch_compile")
     """Backend of torch_compile."""
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = key(
         "auto", reads="train infer", rerun=True
@@ -47,9 +57,17 @@ class MemoryTable(Table):
     """Kernel of scaled_dot_product_attention."""
     vram_budget_gb: float | None = key(None, gt=0, rerun=True)
     """Let InFlux choose precision, streaming, checkpointing and offload for this much VRAM."""
-    ram_budget_gb: float | None = key(None, gt=0, rerun=True)
+    ram_budget_gb: float | None = key(None, gt=0, rerun=True, only_with="vram_budget_gb")
     """The RAM that choice may use; what is free if not set."""
     memory_probe: bool = key(True, reads="train", rerun=True)
     """Run one step on the largest bucket first, so that a lack of memory shows at once."""
     save_quantized_base: FilePath | None = key(None, path="path", reads="train infer", rerun=True)
     """Keep the quantised base in this folder; the next start takes it from there."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Choices that exclude each other."""
+        if self.cpu_offload_checkpointing and not self.gradient_checkpointing and self.vram_budget_gb is None:
+            yield (
+                ["cpu_offload_checkpointing"],
+                "cpu_offload_checkpointing moves what gradient_checkpointing keeps; set gradient_checkpointing = true.",
+            )

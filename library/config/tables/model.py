@@ -24,15 +24,17 @@ class ModelTable(Table):
     dataset_cache_dir."""
     local_files_only: bool = key(False)
     """Never ask the hub; use what is on this machine."""
-    transformer: FilePath | None = key(None, aliases=("unet",), reads="cache train infer", path="path")
+    transformer: FilePath | None = key(
+        None, aliases=("unet",), reads="cache train infer", path="path", exists="train infer"
+    )
     """A transformer to use instead of the base's: diffusers folder, single file in the original layout, or GGUF."""
-    ae: FilePath | None = key(None, aliases=("vae",), path="path")
+    ae: FilePath | None = key(None, aliases=("vae",), path="path", exists="cache train infer")
     """A VAE to use instead of the base's: diffusers folder or ae.safetensors."""
-    clip_l: FilePath | None = key(None, reads="cache train infer", path="path")
+    clip_l: FilePath | None = key(None, reads="cache train infer", path="path", exists="cache infer")
     """A CLIP-L text encoder to use instead of the base's: folder or clip_l.safetensors."""
-    t5xxl: FilePath | None = key(None, reads="cache infer", path="path")
+    t5xxl: FilePath | None = key(None, reads="cache infer", path="path", exists="cache infer")
     """A T5-XXL text encoder to use instead of the base's: folder, t5xxl_fp16.safetensors or a scaled fp8 file."""
-    clip_tokenizer: FilePath | None = key(None, reads="cache train infer", path="path")
+    clip_tokenizer: FilePath | None = key(None, reads="cache train infer", path="path", exists="cache infer")
     """Folder of the CLIP tokenizer, if it is not in the base and the built-in vocabulary is not wanted."""
-    t5_tokenizer: FilePath | None = key(None, reads="cache infer", path="path")
+    t5_tokenizer: FilePath | None = key(None, reads="cache infer", path="path", exists="cache infer")
     """Folder of the T5 tokenizer, if it is not in the base and the built-in vocabulary is not wanted."""

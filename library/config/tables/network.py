@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from library.config.table import FilePath, FilePaths, Floats, Strings, Table, key
+from library.config.table import Arguments, FilePath, FilePaths, Floats, Strings, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
+
+_PATTERNS = ("include_patterns", "exclude_patterns", "network_reg_dims", "network_reg_alphas", "network_reg_lrs")
 
 
 class NetworkTable(Table):
@@ -20,7 +27,7 @@ class NetworkTable(Table):
     """Rank."""
     network_alpha: float | None = key(None, gt=0, kohya="1", seed="the rank")
     """Scale of the network is alpha / rank; the rank if not set."""
-    network_args: Strings = key(())
+    network_args: Arguments = key(())
     """Further arguments as "name=value", as kohya's scripts take them: conv_dim, conv_alpha, rank_dropout,
     train_double_block_indices, ... A name that has its own key here may be given either way, not both."""
     network_layout: Literal["fused", "split"] = key("fused")
@@ -39,11 +46,11 @@ class NetworkTable(Table):
     """Double blocks to train: all, none, or a list as 0-3,5."""
     train_single_block_indices: str = key("all")
     """Single blocks to train: all, none, or a list as 0-3,5."""
-    network_reg_dims: Strings = key(())
+    network_reg_dims: Arguments = key(())
     """Rank per module, as "regex=rank"; the first match counts."""
-    network_reg_alphas: Strings = key(())
+    network_reg_alphas: Arguments = key(())
     """Alpha per module, as "regex=alpha"; the first match counts. The module's rank if not set."""
-    network_reg_lrs: Strings = key(())
+    network_reg_lrs: Arguments = key(())
     """Learning rate per module, as "regex=rate"; the first match counts."""
     conv_dim: int | None = key(None, ge=1)
     """Rank for convolutions. The transformer has none; setting it is an error unless a target is a convolution."""
@@ -64,22 +71,60 @@ class NetworkTable(Table):
     network_init: Literal["kaiming", "gaussian", "pissa"] = key("gaussian", kohya="kaiming")
     """Start of the down-projection: gaussian as the seed, kaiming as kohya, or pissa (the base weight's largest
     singular directions)."""
-    network_weights: FilePath | None = key(None, path="path")
+    network_weights: FilePath | None = key(None, path="path", exists="train")
     """A trained file to start from: InFlux, kohya, OneTrainer, ai-toolkit or diffusers."""
     dim_from_weights: bool = key(False)
     """Take rank and alpha of each module from network_weights."""
-    base_weights: FilePaths = key((), path="path")
+    base_weights: FilePaths = key((), path="path", exists="train")
     """Files that are merged into the base before training."""
-    base_weights_multiplier: Floats = key(())
+    base_weights_multiplier: Floats = key((), only_with="base_weights")
     """Strength of each of base_weights; 1 if not set."""
     train_x_embedder: bool = key(False, aliases=("train_embedder",))
     """Train the image input layer (x_embedder, img_in) in full. It travels in the same file as an exact
     factorisation, and a second file in diffusers' layout is written."""
-    train_x_embedder_bias: bool = key(False)
+    train_x_embedder_bias: bool = key(False, only_with="train_x_embedder")
     """Train the bias of x_embedder as well."""
     train_text_encoder: bool = key(False, kohya="true")
     """Train a LoRA on CLIP-L (q, k, v, out). T5 stays cached."""
-    text_encoder_dim: int | None = key(None, ge=1)
+    text_encoder_dim: int | None = key(None, ge=1, only_with="train_text_encoder")
     """Rank of the CLIP-L network; network_dim if not set."""
     allow_comfy_only: bool = key(False)
     """Accept a network whose file only ComfyUI loads (diag-oft)."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Patterns that cannot be read, and networks that cannot be on this base."""
+        if self.dim_from_weights and not self.network_weights:
+            yield ["dim_from_weights"], "dim_from_weights needs network_weights: a file to take the ranks from."
+        if self.base_weights_multiplier and len(self.base_weights_multiplier) != len(self.base_weights):
+            counts = f"{len(self.base_weights_multiplier)} strengths for {len(self.base_weights)} files"
+            yield ["base_weights_multiplier"], f"base_weights_multiplier: {counts}; give one for each, or none."
+        quantised = run.memory.base_precision in ("fp8", "int8", "nf4")
+        dora = self.use_dora or any(text.replace(" ", "").lower() == "dora_wd=true" for text in self.network_args)
+        if dora and quantised:
+            yield (
+                ["use_dora", "network_args", "base_precision"],
+                f"DoRA over a base in {run.memory.base_precision} would train as a plain network, silently. "
+                "Turn DoRA off, or use base_precision = bf16.",
+            )
+        for name in ("train_double_block_indices", "train_single_block_indices"):
+            text = getattr(self, name)
+            if not re.fullmatch(r"all|none|\d+(-\d+)?(,\d+(-\d+)?)*", text.replace(" ", "")):
+                yield [name], f'{name} = "{text}": write all, none, or numbers and ranges as 0-3,5.'
+        for name in (
+            "include_patterns",
+            "exclude_patterns",
+            "network_reg_dims",
+            "network_reg_alphas",
+            "network_reg_lrs",
+        ):
+            for text in getattr(self, name):
+                pattern = text.rpartition("=")[0] if name.startswith("network_reg") else text
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    yield [name], f'{name}: "{pattern}" is no regular expression: {error}.'
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """lora_layers takes the place of a preset."""
+        if self.lora_layers and self.given("network_targets"):
+            yield ["network_targets"], "network_targets does nothing here: lora_layers names the modules."

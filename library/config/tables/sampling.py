@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 from library.config.table import FilePath, FilePaths, Strings, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class SamplingTable(Table):
@@ -13,15 +17,17 @@ class SamplingTable(Table):
     section: ClassVar[str] = "sampling"
     reads: ClassVar[str] = "cache train"
 
-    sample_prompts: FilePath | None = key(None, path="path")
+    sample_prompts: FilePath | None = key(None, path="path", exists="cache")
     """Prompts for previews: .txt (one per line, with --w --h --d --s --g --l --n --ci --mask), .toml or .json."""
     sample_every_n_steps: int | None = key(
         50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True
     )
     """Make previews every N steps, if there are prompts for them."""
-    sample_every_n_epochs: int | None = key(None, ge=1, reads="train", rerun=True)
+    sample_every_n_epochs: int | None = key(
+        None, ge=1, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
+    )
     """Make previews every N epochs; wins over sample_every_n_steps."""
-    sample_at_first: bool = key(False, reads="train", rerun=True)
+    sample_at_first: bool = key(False, reads="train", rerun=True, only_with="sample_prompts or validation_prompt")
     """Make previews before the first step."""
     sample_at_end: bool = key(True, reads="train", rerun=True)
     """Make previews after the last step."""
@@ -30,17 +36,30 @@ class SamplingTable(Table):
     takes the LoRA's first."""
     sample_steps: int | None = key(None, ge=1, reads="train infer", rerun=True)
     """Denoising steps. 50 unless the base's influx.json says otherwise."""
-    sample_seed: int | None = key(None, ge=0, reads="train", rerun=True)
+    sample_seed: int | None = key(
+        None, ge=0, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
+    )
     """Seed of the previews' noise; `seed` if not set."""
     validation_prompt: Strings = key(())
     """Prompts for previews, separated by `;`."""
-    validation_image: FilePaths = key((), path="path")
+    validation_image: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache")
     """Condition images of the previews, one for each prompt or one for all."""
-    validation_mask: FilePaths = key((), path="path")
+    validation_mask: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache")
     """Masks of the previews; not used in edit mode nor with use_split_mask."""
-    num_validation_images: int = key(1, ge=1)
+    num_validation_images: int = key(1, ge=1, only_with="validation_prompt")
     """Previews per prompt, with different seeds."""
-    validation_width: int = key(1024, ge=16)
+    validation_width: int = key(1024, ge=16, only_with="validation_prompt")
     """Width of the previews of validation_prompt."""
-    validation_height: int = key(1024, ge=16)
+    validation_height: int = key(1024, ge=16, only_with="validation_prompt")
     """Height of the previews of validation_prompt."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """One condition image and mask for all prompts, or one for each."""
+        for name in ("validation_image", "validation_mask"):
+            count = len(getattr(self, name))
+            if count > 1 and self.validation_prompt and len(self.validation_prompt) not in (1, count):
+                yield (
+                    [name, "validation_prompt"],
+                    f"{name} has {count} files for {len(self.validation_prompt)} prompts; give one for all or one for "
+                    "each (separated by semicolons).",
+                )

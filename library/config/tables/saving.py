@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from library.config.table import FilePath, Strings, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class SavingTable(Table):
@@ -21,9 +26,9 @@ class SavingTable(Table):
     """Save the network every N steps. The seed's checkpointing_steps means this, with save_state."""
     save_every_n_epochs: int | None = key(None, ge=1, rerun=True)
     """Save the network every N epochs."""
-    save_last_n_steps: int | None = key(None, ge=1, rerun=True)
+    save_last_n_steps: int | None = key(None, ge=1, rerun=True, only_with="save_every_n_steps")
     """Keep only networks of the last N steps."""
-    save_last_n_epochs: int | None = key(None, ge=1, rerun=True)
+    save_last_n_epochs: int | None = key(None, ge=1, rerun=True, only_with="save_every_n_epochs")
     """Keep only networks of the last N epochs."""
     save_state: bool = key(True, kohya="false", rerun=True)
     """Save the state beside each network, so that the run can be continued."""
@@ -63,9 +68,27 @@ class SavingTable(Table):
     """A note in the metadata."""
     push_to_hub: bool = key(False, rerun=True)
     """Upload the network and a model card to the hub at the end."""
-    hub_model_id: str | None = key(None, rerun=True)
+    hub_model_id: str | None = key(None, rerun=True, only_with="push_to_hub")
     """Repository on the hub; the output folder's name under the token's account if not set."""
     hub_token: str | None = key(None, secret=True, reads="cache train infer", rerun=True)
     """Token of the hub; better given as the environment variable HF_TOKEN. Never stored or printed."""
-    hub_private: bool = key(True, rerun=True)
+    hub_private: bool = key(True, rerun=True, only_with="push_to_hub")
     """Make a new repository private."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Names that would leave output_dir, and precisions that contradict each other."""
+        if not re.fullmatch(r"[\w][\w. +-]*", self.output_name) or self.output_name.endswith((".", " ")):
+            yield (
+                ["output_name"],
+                f'output_name = "{self.output_name}": a plain file name, without folders; the folder is output_dir.',
+            )
+        if self.upcast_before_saving and self.save_precision in ("fp16", "bf16"):
+            yield (
+                ["upcast_before_saving", "save_precision"],
+                f"upcast_before_saving means fp32, but save_precision = {self.save_precision}. Remove one of them.",
+            )
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """A secret in a file travels with the file."""
+        if self.hub_token and not run.origins.get("hub_token", "--").startswith("--"):
+            yield ["hub_token"], "hub_token stands in a file; the environment variable HF_TOKEN keeps it out of there."

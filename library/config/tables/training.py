@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from library.config.table import Range, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class TrainingTable(Table):
@@ -35,18 +39,18 @@ class TrainingTable(Table):
         "none", kohya="uniform"
     )
     """logit_normal and mode choose the density of timesteps; sigma_sqrt and cosmap weigh the loss; uniform is none."""
-    logit_mean: float = key(0.0)
+    logit_mean: float = key(0.0, only_with="weighting_scheme=logit_normal")
     """logit_normal: mean."""
-    logit_std: float = key(1.0, gt=0)
+    logit_std: float = key(1.0, gt=0, only_with="weighting_scheme=logit_normal")
     """logit_normal: deviation."""
-    mode_scale: float = key(1.29)
+    mode_scale: float = key(1.29, only_with="weighting_scheme=mode")
     """mode: scale."""
     timestep_sampling: Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"] = key("sigma")
     """Density of timesteps. sigma leaves it to weighting_scheme; uniform, sigmoid, shift, flux_shift are densities of
     their own; flux_shift depends on the resolution."""
-    sigmoid_scale: float = key(1.0, gt=0)
+    sigmoid_scale: float = key(1.0, gt=0, only_with="timestep_sampling=sigmoid|shift|flux_shift")
     """sigmoid, shift, flux_shift: scale of the normal draw."""
-    discrete_flow_shift: float | None = key(None, gt=0, kohya="3.0")
+    discrete_flow_shift: float | None = key(None, gt=0, kohya="3.0", only_with="timestep_sampling=shift|sigma")
     """shift: how far towards noise (3 if not set). sigma: shifts the table of sigmas, which is unshifted if not set."""
     min_timestep: int = key(0, ge=0, le=999)
     """Smallest timestep, of 1000."""
@@ -60,24 +64,56 @@ class TrainingTable(Table):
     """Draw the guidance of each item from [low, high] instead."""
     loss_type: Literal["l2", "l1", "huber", "smooth_l1"] = key("l2")
     """What is minimised."""
-    huber_c: float = key(0.1, gt=0)
+    huber_c: float = key(0.1, gt=0, only_with="loss_type=huber|smooth_l1")
     """huber and smooth_l1: where the loss turns from square to linear."""
-    huber_schedule: Literal["constant", "exponential"] = key("constant", kohya="snr")
+    huber_schedule: Literal["constant", "exponential"] = key(
+        "constant", kohya="snr", only_with="loss_type=huber|smooth_l1"
+    )
     """huber and smooth_l1: huber_c at every timestep, or falling from 1 (no noise) to huber_c (all noise)."""
-    huber_scale: float = key(1.0, gt=0)
+    huber_scale: float = key(1.0, gt=0, only_with="loss_type=huber|smooth_l1")
     """huber and smooth_l1: factor on huber_c."""
     masked_loss: Literal["none", "mask", "half", "changed"] = key("none")
     """Where the loss counts: everywhere, in the repainted area (mask), in the target half of a spatial canvas (half),
     or where the pair differs (changed). kohya's true means mask."""
-    masked_loss_floor: float = key(0.0, ge=0, le=1)
+    masked_loss_floor: float = key(0.0, ge=0, le=1, only_with="masked_loss")
     """Weight of the rest of the image with masked_loss."""
     prior_loss_weight: float = key(1.0, ge=0)
     """Weight of regularisation items (is_reg, class images)."""
     use_ema: bool = key(False)
     """Keep a running average of the trained weights and save it as well."""
-    ema_decay: float = key(0.999, ge=0, lt=1)
+    ema_decay: float = key(0.999, ge=0, lt=1, only_with="use_ema")
     """Decay of the running average."""
-    ema_cpu: bool = key(False, rerun=True)
+    ema_cpu: bool = key(False, rerun=True, only_with="use_ema")
     """Hold the running average in RAM."""
     max_nonfinite_steps: int = key(3, ge=1, rerun=True)
     """Stop after this many steps in a row whose loss or gradient is not finite."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Two densities at once, and empty ranges."""
+        if self.weighting_scheme in ("logit_normal", "mode") and self.timestep_sampling not in ("sigma",):
+            yield (
+                ["weighting_scheme", "timestep_sampling"],
+                f"weighting_scheme = {self.weighting_scheme} and timestep_sampling = {self.timestep_sampling} both "
+                "choose the density of timesteps. Remove one of them (timestep_sampling = sigma leaves it to "
+                "weighting_scheme).",
+            )
+        if self.min_timestep >= self.max_timestep:
+            yield (
+                ["min_timestep", "max_timestep"],
+                f"min_timestep = {self.min_timestep} is not below max_timestep = {self.max_timestep}.",
+            )
+        if self.guidance_scale_range and self.guidance_scale_range[0] > self.guidance_scale_range[1]:
+            yield ["guidance_scale_range"], f"guidance_scale_range = {list(self.guidance_scale_range)}: low above high."
+        if self.guidance_scale_range and self.given("guidance_scale"):
+            yield (
+                ["guidance_scale", "guidance_scale_range"],
+                "guidance_scale and guidance_scale_range both say the guidance of training. Remove one of them.",
+            )
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Half precision that FLUX's activations are known to leave."""
+        if self.mixed_precision == "fp16":
+            yield (
+                ["mixed_precision"],
+                "mixed_precision = fp16: the 12B FLUX.1 Fill is known to overflow in it (black images). Use bf16.",
+            )
