@@ -32,7 +32,7 @@ def problems_of(run: Run, broken: Collection[str] = ()) -> Iterator[Problem]:
     """
     yield from (problem for name, problem in _required(run) if name not in broken)
     for prefix, table, _ in each_table(run):
-        if ("datasets" if prefix else type(table).section) in broken:
+        if ("datasets" if prefix else type(table).section) in broken or not _concerns(run, table):
             continue
         for names, message in table.problems(run):
             yield [prefix + name if prefix and name in type(table).model_fields else name for name in names], message
@@ -56,6 +56,11 @@ def _required(run: Run) -> Iterator[Problem]:
         yield [], "image is not set: the image to edit, or a folder of images."
 
 
+def _concerns(run: Run, table: Table) -> bool:
+    """An experiment is cached and trained, so both check all of it; inference only what it reads itself."""
+    return run.name != "infer" or "infer" in type(table).reads
+
+
 def _missing_paths(run: Run, prefix: str, table: Table) -> Iterator[Problem]:
     for name, _, info in table.keys():
         if run.name not in info.exists:
@@ -77,15 +82,14 @@ def _near(path: Path) -> str:
 def warnings_of(run: Run) -> Iterator[str]:
     """Keys that were set, differ from their default, and can do nothing in this configuration."""
     for prefix, table, around in each_table(run):
-        for name, field, info in table.keys():
-            value = getattr(table, name)
-            if not table.given(name) or value == field.get_default(call_default_factory=True) or not info.only_with:
+        for name, _, info in table.keys():
+            if not table.changed(name) or not info.only_with or run.name not in table.readers(info):
                 continue
             if not _acts(run, table, around, info):
                 where = run.origins.get(prefix + name, "")
                 needs = info.only_with.replace("=", " = ").replace("|", " or ")
                 yield f"{where}: {name} does nothing here: it acts only with {needs}."
-        for names, message in table.cautions(run):
+        for names, message in table.cautions(run) if run.name in type(table).reads else ():
             where = ", ".join(run.origins[prefix + name] for name in names if prefix + name in run.origins)
             yield f"{where}: {message}" if where else message
 

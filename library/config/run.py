@@ -29,3 +29,10 @@ class Run(BaseModel):
     inference: tables.InferenceTable = tables.InferenceTable()
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+
+    def with_values(self, table: str, origin: str, **values: object) -> Run:
+        """The same run with values that were settled later (a drawn seed, a plan's choice); `origin` says by whom."""
+        old = getattr(self, table)
+        new = type(old).model_validate({**dict(old), **values})
+        object.__setattr__(new, "__pydantic_fields_set__", {*old.model_fields_set, *values})
+        return self.model_copy(update={table: new, "origins": {**self.origins, **dict.fromkeys(values, origin)}})

@@ -158,6 +158,10 @@ class Table(BaseModel):
         """Whether the user set this key (in TOML or on the command line), even to its default."""
         return name in self.model_fields_set
 
+    def changed(self, name: str) -> bool:
+        """Whether this key has another value than its default."""
+        return getattr(self, name) != type(self).model_fields[name].get_default()
+
 
 def as_tuple(value: object) -> object:
     """Lists may be written as a TOML array, as one value, or as a string split on `;`. Never on a comma."""

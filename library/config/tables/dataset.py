@@ -153,7 +153,7 @@ class SubsetTable(Table):
             yield ["dataset_name", other], f"dataset_name and {other} both name the images. Remove one of them."
         if not (self.dataset_name or self.image_dir or self.metadata_file):
             yield [], "a subset has no images: set image_dir (instance_data_dir), metadata_file or dataset_name."
-        if self.subset_weight is not None and self.given("num_repeats"):
+        if self.subset_weight is not None and self.changed("num_repeats"):
             yield ["num_repeats", "subset_weight"], "num_repeats and subset_weight both set the share. Remove one."
 
 

@@ -126,5 +126,5 @@ class NetworkTable(Table):
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """lora_layers takes the place of a preset."""
-        if self.lora_layers and self.given("network_targets"):
+        if self.lora_layers and self.changed("network_targets"):
             yield ["network_targets"], "network_targets does nothing here: lora_layers names the modules."

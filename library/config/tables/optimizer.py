@@ -134,7 +134,7 @@ class OptimizerTable(Table):
             )
         said = {text.partition("=")[0].strip() for text in self.optimizer_args}
         for argument, keys in _SAID_BY.items():
-            both = [key for key in keys if self.given(key)]
+            both = [key for key in keys if self.changed(key)]
             if argument in said and both:
                 yield ["optimizer_args", *both], f"{argument} in optimizer_args and {both[0]} say the same. Keep one."
         if self.full_bf16 and run.training.mixed_precision == "fp16":
@@ -142,7 +142,7 @@ class OptimizerTable(Table):
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """Schedules without a warm-up."""
-        if self.lr_scheduler == "constant" and self.given("lr_warmup_steps") and self.lr_warmup_steps:
+        if self.lr_scheduler == "constant" and self.changed("lr_warmup_steps") and self.lr_warmup_steps:
             yield (
                 ["lr_warmup_steps"],
                 "lr_warmup_steps does nothing here: lr_scheduler = constant has no warm-up. Use constant_with_warmup.",

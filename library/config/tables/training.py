@@ -104,7 +104,7 @@ class TrainingTable(Table):
             )
         if self.guidance_scale_range and self.guidance_scale_range[0] > self.guidance_scale_range[1]:
             yield ["guidance_scale_range"], f"guidance_scale_range = {list(self.guidance_scale_range)}: low above high."
-        if self.guidance_scale_range and self.given("guidance_scale"):
+        if self.guidance_scale_range and self.changed("guidance_scale"):
             yield (
                 ["guidance_scale", "guidance_scale_range"],
                 "guidance_scale and guidance_scale_range both say the guidance of training. Remove one of them.",
