@@ -65,7 +65,7 @@ def declared() -> dict[str, Declared]:
     """Canonical name -> declaration, of every key."""
     found: dict[str, Declared] = {}
     for table_name, table in ALL_TABLES.items():
-        for name, field, info in table.keys():
+        for name, field, info in table.entries():
             assert name not in found, f"{name} is declared in {found[name].table} and {table_name}"
             found[name] = Declared(table_name, name, field, info)
     return found

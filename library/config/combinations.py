@@ -62,7 +62,7 @@ def _concerns(run: Run, table: Table) -> bool:
 
 
 def _missing_paths(run: Run, prefix: str, table: Table) -> Iterator[Problem]:
-    for name, _, info in table.keys():
+    for name, _, info in table.entries():
         if run.name not in info.exists:
             continue
         value = getattr(table, name)
@@ -82,7 +82,7 @@ def _near(path: Path) -> str:
 def warnings_of(run: Run) -> Iterator[str]:
     """Keys that were set, differ from their default, and can do nothing in this configuration."""
     for prefix, table, around in each_table(run):
-        for name, _, info in table.keys():
+        for name, _, info in table.entries():
             if not table.changed(name) or not info.only_with or run.name not in table.readers(info):
                 continue
             if not _acts(run, table, around, info):

@@ -39,7 +39,7 @@ class Setting:
 def settings(run: Run) -> Iterator[Setting]:
     """Every key of a run that may stand in a file, secrets left out."""
     for prefix, table, _ in each_table(run):
-        for name, _, info in table.keys():
+        for name, _, info in table.entries():
             if not (info.command_line_only or info.secret or name == "dataset_config"):
                 place = prefix + name
                 key = catalogue.declared()[name]
@@ -79,7 +79,7 @@ def _toml(run: Run, write: Write, comments: bool) -> str:
 
 def _section(run: Run, header: str, table: Table, prefix: str, write: Write, comments: bool) -> list[str]:
     lines = []
-    for name, field, info in table.keys():
+    for name, field, info in table.entries():
         value = getattr(table, name)
         if info.command_line_only or info.secret or name == "dataset_config" or _implied(table, name):
             continue

@@ -135,7 +135,7 @@ class Table(BaseModel):
     reads: ClassVar[str] = "cache train infer"
 
     @classmethod
-    def keys(cls) -> Iterator[tuple[str, FieldInfo, KeyInfo]]:
+    def entries(cls) -> Iterator[tuple[str, FieldInfo, KeyInfo]]:
         """Every declared key, in the order of the file."""
         for name, field in cls.model_fields.items():
             if isinstance(field.json_schema_extra, KeyInfo):
