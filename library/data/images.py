@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
 from library.errors import DataError
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif"})
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "TIFF", "AVIF", "GIF")  # an EPS named .png must not run a PostScript
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF")  # an EPS named .png must not run a PostScript
 SMALLEST_SIDE = 16
 MASK_THRESHOLD = 128  # of 255, after resizing: 127 is kept, 128 is repainted
 _SIXTEEN_BIT = 65535

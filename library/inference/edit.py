@@ -30,9 +30,9 @@ from library.inference.images import (
 )
 from library.inference.plan import Plan, Request
 from library.models.base import Base
+from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
 from library.models.vae import Vae
-from library.networks.file import load_network
 from library.sampling import initial_noise, sample, to_bytes
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -46,8 +46,7 @@ def edit(plan: Plan, run: Run, base: Base) -> None:
         texts = _encode_prompts(plan, run, base, device, dtype)
         conditions = _encode_conditions(plan, base, device)
         transformer = base.load_transformer(device, dtype)
-        for use in plan.networks:
-            load_network(use.path).apply(transformer, use.strength)
+        _apply_networks(plan, transformer)
         vae = base.load_vae(device, parts="decoder")
         schedule = SigmaSchedule.from_config(base.scheduler_config)
         bar = tqdm(total=plan.steps * len(plan.requests), unit="step", disable=None)
@@ -127,6 +126,13 @@ def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[obj
     del vae
     _release()
     return found
+
+
+def _apply_networks(plan: Plan, transformer: FluxTransformer) -> None:
+    for use in plan.networks:
+        from library.networks.loading import load_network
+
+        load_network(use.path).apply(transformer, use.strength)
 
 
 def _batches(requests: tuple[Request, ...], size: int) -> Iterator[list[Request]]:
