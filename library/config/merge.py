@@ -170,7 +170,7 @@ def stack(levels: Iterable[Scope]) -> Scope:
 
 
 def rewrite(scope: Scope, problems: Problems) -> Scope:
-    """Turn the seed's and kohya's other ways of saying things into keys; drop what was unset."""
+    """Turn InFluxEdit's and kohya's other ways of saying things into keys; drop what was unset."""
     plain = {name: one for name, one in scope.items() if one.value is not UNSET and name not in REWRITES}
     for name, one in scope.items():
         if name not in REWRITES or one.value is UNSET:

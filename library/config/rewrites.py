@@ -1,4 +1,4 @@
-"""Keys of the seed and of kohya that are no second name for one key but another way of saying something.
+"""Keys of InFluxEdit and of kohya that are no second name for one key but another way of saying something.
 
 A rewrite turns what was written into keys of InFlux; a spelling turns another form of a value into ours.
 """
@@ -87,7 +87,7 @@ EXCLUSIVE = (("resolution", "resolutions"),)
 
 
 def _resolution(given: Given) -> Given:
-    """The seed's "704,1024" is a list of sizes; kohya's "768,512" too, so that one string has one meaning."""
+    """InFluxEdit's "704,1024" is a list of sizes; kohya's "768,512" too, so that one string has one meaning."""
     if not isinstance(given.value, str) or "," not in given.value:
         return given
     parts = [part.strip() for part in given.value.split(",")]

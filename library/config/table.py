@@ -82,8 +82,8 @@ def key(
     not_yet: the key is known but its work is not built; setting it is refused with this text.
     command_line_only: an action of one call, refused in TOML.
     short: a name that means this key inside its own table, and on the command line of the one command that reads it.
-    kohya, seed: the default there, where it differs from ours and is worth telling.
-    comma: a list whose entries never hold a comma, so that a comma string is split as the seed does.
+    kohya, seed: the default in kohya's sd-scripts, and in InFluxEdit (the seed of InFlux), where it differs from ours.
+    comma: a list whose entries never hold a comma, so that a comma string is split as InFluxEdit does.
     rerun: may change when a run is continued (more steps, other save intervals); no part of a run's identity.
     section: the TOML table it stands in, if that is not its own.
     only_with: "other_key" or "other_key=this|that": where it cannot act otherwise, setting it is a loud warning.

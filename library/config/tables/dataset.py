@@ -33,7 +33,7 @@ class SubsetTable(Table):
     """Folder of the caption files; the images' own folder if not set."""
     mode: Literal["edit", "mask", "spatial"] = key("mask")
     """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
-    the other. The seed's `fill` means mask."""
+    the other. `fill` means mask."""
     metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path", exists="cache")
     """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders."""
     recursive: bool = key(False)
@@ -121,7 +121,7 @@ class SubsetTable(Table):
     mask_only_right: bool = key(False, only_with="mode=spatial")
     """spatial: always repaint the right half; otherwise left or right at random."""
     edit_mask_value: float = key(1.0, ge=0, le=1, only_with="mode=edit")
-    """edit: value of the mask channels. 1 is what inference programs use; 0 is what the published trainer did."""
+    """edit: value of the mask channels. 1 is what inference programs use; 0 is what InFluxEdit trained with."""
     is_reg: bool = key(False)
     """Regularisation items, weighed by prior_loss_weight."""
     is_validation: bool = key(False)
@@ -166,7 +166,7 @@ class DatasetTable(Table):
     resolution: int | Size = key(512)
     """Area the images are resized to: a side length, or [width, height]."""
     resolutions: Integers = key((), aliases=("size",), comma=True)
-    """Several sizes instead: each is cached, a batch draws one. The seed's "704,1024"."""
+    """Several sizes instead: each is cached, a batch draws one. "704,1024" means this too."""
     enable_bucket: bool = key(True, kohya="false")
     """Keep each image's aspect in buckets of equal area; false crops all to `resolution`."""
     min_bucket_reso: int | None = key(None, ge=16, kohya="256")

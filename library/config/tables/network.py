@@ -35,7 +35,7 @@ class NetworkTable(Table):
     pair per linear, as in diffusers' training scripts."""
     network_targets: Literal["blocks", "attn", "attn-mlp", "all-linear", "reference"] = key("blocks", seed="reference")
     """Which linears: `blocks` = all of the blocks but modulation, `attn`, `attn-mlp`, `all-linear`, or `reference` =
-    the seed's list."""
+    InFluxEdit's list."""
     lora_layers: Strings = key((), comma=True)
     """Suffixes of module names to train instead of network_targets: attn.to_k, attn.to_q, ..."""
     include_patterns: Strings = key(())
@@ -69,7 +69,7 @@ class NetworkTable(Table):
     scale_weight_norms: float | None = key(None, gt=0)
     """Largest norm of a module's change; larger ones are scaled down after each step."""
     network_init: Literal["kaiming", "gaussian", "pissa"] = key("gaussian", kohya="kaiming")
-    """Start of the down-projection: gaussian as the seed, kaiming as kohya, or pissa (the base weight's largest
+    """Start of the down-projection: gaussian as InFluxEdit, kaiming as kohya, or pissa (the base weight's largest
     singular directions)."""
     network_weights: FilePath | None = key(None, path="path", exists="train")
     """A trained file to start from: InFlux, kohya, OneTrainer, ai-toolkit or diffusers."""

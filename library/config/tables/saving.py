@@ -23,7 +23,7 @@ class SavingTable(Table):
     output_name: str = key("last", reads="train infer")
     """Name of the network's file, without extension."""
     save_every_n_steps: int | None = key(500, ge=1, kohya="none", rerun=True)
-    """Save the network every N steps. The seed's checkpointing_steps means this, with save_state."""
+    """Save the network every N steps. checkpointing_steps means this, with save_state."""
     save_every_n_epochs: int | None = key(None, ge=1, rerun=True)
     """Save the network every N epochs."""
     save_last_n_steps: int | None = key(None, ge=1, rerun=True, only_with="save_every_n_steps")

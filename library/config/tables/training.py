@@ -34,7 +34,7 @@ class TrainingTable(Table):
     local_rank: int = key(-1, ge=-1, reads="cache train", rerun=True)
     """Rank of this process, for launchers that do not set LOCAL_RANK; -1 leaves the environment alone."""
     dataloader_num_workers: int = key(0, ge=0, aliases=("max_data_loader_n_workers",), kohya="8", rerun=True)
-    """Threads that read batches ahead from the cache."""
+    """Batches that a background thread reads ahead from the cache; at least 2."""
     weighting_scheme: Literal["none", "uniform", "sigma_sqrt", "logit_normal", "mode", "cosmap"] = key(
         "none", kohya="uniform"
     )
