@@ -14,14 +14,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from library.config.run import Run
-from library.config.table import Table
+from library.config.resolved import differences
 from library.errors import ConfigError
 from library.files import atomic_write, sweep_leftovers
 from library.training import state
 
 LOCK, OWNER, RECORD = ".influx.lock", ".influx.owner.json", "run.json"
-_IDENTITY_TABLES = ("network", "optimizer", "training", "memory")
 
 
 @dataclass(frozen=True)
@@ -32,34 +30,6 @@ class Record:
     seed: int
     finished_steps: int | None = None
     started: str = ""
-
-
-def identity_of(run: Run) -> dict[str, object]:
-    """Every setting that makes a run what it is. Keys that may change when it is continued are left out.
-
-    The data set and the base are identified by their contents and added by the trainer (`data`, `base`), so that
-    moved folders stay the same run.
-    """
-    found: dict[str, object] = {}
-    for name in _IDENTITY_TABLES:
-        table: Table = getattr(run, name)
-        for key, _, info in table.keys():
-            if info.rerun or info.secret or "train" not in table.readers(info) or key == "seed":
-                continue
-            found[key] = _plain(getattr(table, key))
-    found["cache_latents_as"] = run.cache.cache_latents_as
-    return found
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value.name if isinstance(value, Path) else value
-
-
-def differences(old: dict[str, object], new: dict[str, object]) -> list[str]:
-    """`key: old -> new` for everything that differs; a key only one of them has is a newer version's and ignored."""
-    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]]
 
 
 def fresh_folder(output_dir: Path) -> Path:
