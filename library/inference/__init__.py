@@ -19,4 +19,5 @@ def run(run: Run) -> None:
     from library.inference.edit import edit
 
     edit(plan, run, base)
-    print(f"wrote {len(plan.requests)} pictures, the last one {plan.requests[-1].output}")
+    count = len(plan.requests)
+    print(f"wrote {plan.requests[0].output}" if count == 1 else f"wrote {count} pictures to {plan.folder}")

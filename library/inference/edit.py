@@ -33,6 +33,7 @@ from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
 from library.models.vae import Vae
+from library.networks.loading import apply_networks, load_network
 from library.sampling import initial_noise, sample, to_bytes
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -129,10 +130,11 @@ def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[obj
 
 
 def _apply_networks(plan: Plan, transformer: FluxTransformer) -> None:
-    for use in plan.networks:
-        from library.networks.loading import load_network
-
-        load_network(use.path).apply(transformer, use.strength)
+    loaded = [(load_network(use.path), use.strength) for use in plan.networks]
+    for network, _ in loaded:
+        if network.unused:
+            print(f"{network.path.name}: its text encoder network ({len(network.unused)} tensors) is not applied")
+    apply_networks(transformer, loaded)
 
 
 def _batches(requests: tuple[Request, ...], size: int) -> Iterator[list[Request]]:

@@ -36,12 +36,11 @@ class Fit:
         parts = [f"{_times(self.source)}"]
         if self.scaled != self.source:
             parts.append(f"scaled to {_times(self.scaled)}")
-        cut = (self.scaled[0] - self.canvas[0], self.scaled[1] - self.canvas[1])
-        if max(cut) > 0:
-            parts.append(
-                f"cropped to {_times((min(self.scaled[0], self.canvas[0]), min(self.scaled[1], self.canvas[1])))}"
-            )
-        if min(cut) < 0:
+        wanted = (self.box[2] - self.box[0], self.box[3] - self.box[1])
+        shown = (min(self.scaled[0], wanted[0]), min(self.scaled[1], wanted[1]))
+        if shown != self.scaled:
+            parts.append(f"cropped to {_times(shown)}")
+        if shown != self.canvas:
             parts.append(f"edges repeated up to {_times(self.canvas)}")
         if self.result != self.canvas:
             parts.append(f"result {_times(self.result)}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from library.config.tables import InferenceTable
 from library.errors import NetworkFileError
+from library.networks.metadata import Guide, guide
 from library.tensorfile import read_header
 
 NO_NETWORK = "none"
@@ -16,32 +15,11 @@ NO_NETWORK = "none"
 
 @dataclass(frozen=True)
 class NetworkUse:
-    """One network file, how strongly it is applied, and its metadata."""
+    """One network file, how strongly it is applied, and what it says about itself."""
 
     path: Path
     strength: float
-    metadata: Mapping[str, str]
-
-    @property
-    def modes(self) -> tuple[str, ...]:
-        """The modes it was trained in; empty for a file that does not say."""
-        return tuple(json.loads(self.metadata.get("influx_modes", "[]")))
-
-    @property
-    def sizes(self) -> tuple[int | tuple[int, int], ...]:
-        """The resolutions it was trained at, as the data sets' `resolution` says them."""
-        sizes = json.loads(self.metadata.get("influx_resolutions", "[]"))
-        return tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
-
-    def number(self, name: str) -> float | None:
-        """A number from the metadata, or None. Raises NetworkFileError if it is none."""
-        text = self.metadata.get(name)
-        if text is None:
-            return None
-        try:
-            return float(text)
-        except ValueError as error:
-            raise NetworkFileError(f"{self.path}: its metadata has {name} = {text!r}, which is no number") from error
+    guide: Guide
 
 
 def networks_of(table: InferenceTable, own_result: Path) -> tuple[NetworkUse, ...]:
@@ -68,14 +46,17 @@ def _read(path: Path, strength: float, is_own: bool) -> NetworkUse:
     header = read_header(path)
     if not header.tensors:
         raise NetworkFileError(f"{path} holds no tensors")
-    return NetworkUse(path, strength, header.metadata)
+    return NetworkUse(path, strength, guide(header.metadata))
 
 
-def agreed(networks: tuple[NetworkUse, ...], name: str, key: str) -> float | None:
-    """The value of a metadata field, if the networks that have it agree. Raises NetworkFileError if they do not."""
-    values = {network.path.name: network.number(name) for network in networks}
+def agreed(networks: tuple[NetworkUse, ...], field: str, key: str) -> float | None:
+    """What the networks say about `field` of their guides, or None. Raises NetworkFileError if they differ.
+
+    `key` is the option that decides instead.
+    """
+    values = {network.path.name: getattr(network.guide, field) for network in networks}
     said = {value for value in values.values() if value is not None}
     if len(said) > 1:
         listed = ", ".join(f"{file}: {value:g}" for file, value in values.items() if value is not None)
-        raise NetworkFileError(f"the networks were trained with different {name} ({listed}): choose with --{key}")
+        raise NetworkFileError(f"the networks were trained with different {key} ({listed}): choose with --{key}")
     return said.pop() if said else None

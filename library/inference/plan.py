@@ -63,6 +63,11 @@ class Plan:
             lines.append(f"... and {len(self.requests) - SHOWN} more")
         return lines
 
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return self.requests[0].output.parent
+
     def settings_of(self, request: Request, base_name: str | None) -> dict[str, object]:
         """What a result's file says about how it was made. Files are named without their folders."""
         settings: dict[str, object] = {
@@ -105,7 +110,7 @@ def make_plan(run: Run, base: Defaults) -> Plan:
         mode_settings=ModeSettings(edit_mask_value=_mask_value(table, networks, run), mask_only_right=True),
         guidance=_guidance(run, networks, base),
         steps=run.sampling.sample_steps or base.sample_steps,
-        token_length=run.cache.t5xxl_max_token_length or base.t5xxl_max_token_length,
+        token_length=_token_length(run, networks, base),
         networks=networks,
         requests=tuple(requests),
         notes=(*notes, *said),
@@ -115,7 +120,7 @@ def make_plan(run: Run, base: Defaults) -> Plan:
 def _mode(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Run) -> str:
     if table.inference_mode is not None:
         return table.inference_mode
-    trained = sorted({mode for use in networks for mode in use.modes})
+    trained = sorted({mode for use in networks for mode in use.guide.modes})
     if not trained:
         trained = sorted({subset.mode for dataset in run.datasets for subset in dataset.subsets})
     if len(trained) == 1 and trained[0] in MODES:
@@ -129,7 +134,7 @@ def _mode(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Run) -> 
 def _mask_value(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Run) -> float:
     if table.inference_mask_value is not None:
         return table.inference_mask_value
-    trained = agreed(networks, "influx_edit_mask_value", "edit_mask_value")
+    trained = agreed(networks, "edit_mask_value", "edit_mask_value")
     if trained is not None:
         return trained
     configured = {subset.edit_mask_value for dataset in run.datasets for subset in dataset.subsets}
@@ -139,10 +144,17 @@ def _mask_value(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Ru
 def _guidance(run: Run, networks: tuple[NetworkUse, ...], base: Defaults) -> float:
     if run.sampling.sample_guidance_scale is not None:
         return run.sampling.sample_guidance_scale
-    trained = agreed(networks, "influx_sample_guidance", "sample_guidance_scale")
+    trained = agreed(networks, "sample_guidance", "sample_guidance_scale")
     if trained is not None:
         return trained
     return base.sample_guidance_scale
+
+
+def _token_length(run: Run, networks: tuple[NetworkUse, ...], base: Defaults) -> int:
+    if run.cache.t5xxl_max_token_length is not None:
+        return run.cache.t5xxl_max_token_length
+    trained = agreed(networks, "t5xxl_max_token_length", "t5xxl_max_token_length")
+    return base.t5xxl_max_token_length if trained is None else int(trained)
 
 
 def _resolution(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Run) -> tuple[int | None, list[str]]:
@@ -153,10 +165,10 @@ def _resolution(table: InferenceTable, networks: tuple[NetworkUse, ...], run: Ru
         return None, []
     if table.inference_resolution is not None:
         return Bucketing(table.inference_resolution).area, []
-    trained = {size for use in networks for size in use.sizes}
-    if not trained:
-        trained = {size for dataset in run.datasets for size in dataset.sizes if dataset.subsets}
-    areas = sorted({Bucketing(size).area for size in trained})
+    sizes = [use.guide.resolution for use in networks if use.guide.resolution is not None]
+    if not sizes:
+        sizes = [size for dataset in run.datasets for size in dataset.sizes]
+    areas = sorted({Bucketing(size).area for size in sizes})
     if len(areas) <= 1:
         return (areas[0] if areas else None), []
     return areas[-1], ["trained at several resolutions: the largest is used, choose another with --resolution"]

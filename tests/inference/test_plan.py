@@ -37,7 +37,7 @@ def network(path: Path, **metadata: object) -> Path:
 def trained(folder: Path) -> Path:
     return network(
         folder / "trained.safetensors", influx_modes='["edit"]', influx_edit_mask_value="0.0",
-        influx_sample_guidance="12.5", influx_train_guidance="1.0", influx_resolutions="[32]",
+        influx_sample_guidance="12.5", influx_train_guidance="1.0", influx_resolution="32x32",
     )  # fmt: skip
 
 
@@ -159,16 +159,7 @@ def prompt_missing(folder: Path) -> list[str]:
 
 def existing_output(folder: Path) -> list[str]:
     noisy_picture(16, 16).save(folder / "mine.png")
-    return [
-        "--lora",
-        "none",
-        "--mode",
-        "edit",
-        "--output",
-        str(folder / "mine.png"),
-        "--image",
-        str(folder / "in/a.png"),
-    ]
+    return [*BASE_ALONE, "--output", str(folder / "mine.png")]
 
 
 BASE_ALONE = ["--lora", "none", "--mode", "edit"]

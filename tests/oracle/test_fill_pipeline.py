@@ -118,7 +118,7 @@ def test_a_denoising_run_is_the_pipelines(parts: Parts, mode: str, size: tuple[i
 
 def close(ours: Tensor, theirs: Tensor) -> None:
     """Float32 tolerance: the run is chaotic enough that a wrong channel would be off by orders of magnitude."""
-    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_the_oracle_notices_a_wrong_condition(parts: Parts) -> None:
