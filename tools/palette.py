@@ -66,4 +66,4 @@ def unseen_word_pairs() -> list[tuple[str, str]]:
 
 def nearest_colour(rgb: Sequence[float]) -> str:
     """The name of the palette colour at the smallest Euclidean RGB distance."""
-    return min(COLOURS, key=lambda name: sum((a - b) ** 2 for a, b in zip(rgb, COLOURS[name], strict=True)))
+    return min(COLOURS, key=lambda name: sum((float(a) - b) ** 2 for a, b in zip(rgb, COLOURS[name], strict=True)))

@@ -61,6 +61,13 @@ def build_pipeline(work_dir: Path) -> FluxFillPipeline:
     )
 
 
+def name_fast_tokenizer(folder: Path) -> None:
+    """Name T5's tokenizer as FLUX.1-Fill-dev does; older transformers need the fast one."""
+    for path in (folder / "model_index.json", folder / "tokenizer_2" / "tokenizer_config.json"):
+        text = path.read_text(encoding="utf-8").replace('"T5Tokenizer"', '"T5TokenizerFast"')
+        path.write_text(text, encoding="utf-8")
+
+
 def check_tokenizers(folder: Path, pipeline: FluxFillPipeline) -> None:
     """Refuse tokenizers whose ids do not survive the folder (transformers may load an empty one without an error)."""
     again = FluxFillPipeline.from_pretrained(folder, vae=None, transformer=None)
@@ -79,6 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = build_pipeline(options.work_dir)
     pipeline.save_pretrained(options.output_dir, safe_serialization=True)
+    name_fast_tokenizer(options.output_dir)
     check_tokenizers(options.output_dir, pipeline)
     (options.output_dir / "influx.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(options.work_dir / "training_log.jsonl", options.output_dir / "training_log.jsonl")

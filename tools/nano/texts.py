@@ -190,6 +190,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if (options.work_dir / "text_encoder").exists():
+        print(f"{options.work_dir} has its text encoders")
+        return
     torch.set_num_threads(1)
     captions = sample_captions(20000, options.seed)
     t5_tokenizer, clip_tokenizer = build_t5_tokenizer(captions), build_clip_tokenizer(captions)
