@@ -105,7 +105,8 @@ class Linear(nn.Linear):
 
     def add_to_weight(self, delta: Tensor) -> None:
         """Merge a change (out, in) into the stored base weight, requantising where it is quantised."""
-        merged = self.dequantized(torch.float32) + delta.to(device=self.device, dtype=torch.float32)
+        weight = self.dequantized(torch.float32)
+        merged = weight + delta.to(device=weight.device, dtype=torch.float32)
         if self.storage is None:
             with torch.no_grad():
                 self.weight.copy_(merged.to(self.weight.dtype))
@@ -114,7 +115,9 @@ class Linear(nn.Linear):
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is stored now."""
+        """Where the layer computes (a streamed weight is kept elsewhere)."""
+        if self.bias is not None:
+            return self.bias.device
         return self.weight.device if self.storage is None else self.storage.device
 
     def set_storage(self, storage: Storage) -> None:

@@ -1,22 +1,33 @@
-"""Where the inputs of checkpointed blocks wait for the backward pass: on the device, or in host memory."""
+"""Where the inputs of checkpointed blocks wait for the backward pass: on the device, or in host memory.
+
+In host memory they leave on a side stream while the next block computes, and come back one block ahead of their use.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+
+import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
+LARGE = 1 << 20
+"""Bytes from which a tensor is worth a trip; modulation vectors and rotation tables stay on the device."""
 
 
 class Kept:
     """The inputs of one block, kept for its backward pass."""
 
     def restore(self, ctx) -> Tensors:
-        """The inputs again, on their device."""
+        """The inputs again, on their device. `ctx` is the autograd context they were kept with."""
         raise NotImplementedError
 
 
 class Keeper:
     """Keeps block inputs between the forward and the backward pass."""
+
+    def begin(self) -> None:
+        """A forward pass is about to start."""
 
     def keep(self, ctx, tensors: Tensors) -> Kept:
         """Keep `tensors`, which the block is about to read."""
@@ -34,3 +45,96 @@ class OnDevice(Keeper):
     def keep(self, ctx, tensors: Tensors) -> Kept:
         ctx.save_for_backward(*tensors)
         return _Saved()
+
+
+class InHostMemory(Keeper):
+    """Keeps large inputs in (page-locked, reused) host buffers."""
+
+    def __init__(self, device: torch.device, pin: bool = True, large: int = LARGE):
+        self.device = device
+        self.pin = pin and device.type == "cuda"
+        self.large = large
+        self.bytes_kept = 0
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.free: dict[tuple, list[Tensor]] = defaultdict(list)
+        self.waiting: list[_InHost] = []
+
+    def begin(self) -> None:
+        self.waiting.clear()
+
+    def keep(self, ctx, tensors: Tensors) -> Kept:
+        large = [tensor.numel() * tensor.element_size() >= self.large for tensor in tensors]
+        ctx.save_for_backward(*(tensor for tensor, away in zip(tensors, large) if not away))
+        kept = _InHost(self, large, [self._leave(tensor) for tensor, away in zip(tensors, large) if away])
+        self.waiting.append(kept)
+        return kept
+
+    def _leave(self, tensor: Tensor) -> Tensor:
+        """Start copying a tensor to the host."""
+        self.bytes_kept += tensor.numel() * tensor.element_size()
+        host = self._host_tensor(tensor)
+        if self.stream is None:
+            host.copy_(tensor)
+            return host
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            host.copy_(tensor.detach(), non_blocking=True)
+        tensor.record_stream(self.stream)
+        return host
+
+    def _host_tensor(self, tensor: Tensor) -> Tensor:
+        key = (tuple(tensor.shape), tensor.dtype)
+        if self.free[key]:
+            return self.free[key].pop()
+        try:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pin)
+        except RuntimeError:
+            # No more page-locked memory: from here on the copies block, but they work.
+            self.pin = False
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    def before(self, kept: _InHost) -> _InHost | None:
+        """The inputs that the backward pass will ask for after these, which are then forgotten here."""
+        if kept not in self.waiting:
+            return None
+        position = self.waiting.index(kept)
+        del self.waiting[position:]
+        return self.waiting[-1] if self.waiting else None
+
+
+class _InHost(Kept):
+    def __init__(self, keeper: InHostMemory, large: list[bool], host: list[Tensor]):
+        self.keeper = keeper
+        self.large = large
+        self.host = host
+        self.returned: list[Tensor] | None = None
+        self.arrived: torch.cuda.Event | None = None
+
+    def restore(self, ctx) -> Tensors:
+        self.fetch()
+        following = self.keeper.before(self)
+        if following is not None:
+            following.fetch()
+        if self.arrived is not None:
+            torch.cuda.current_stream(self.keeper.device).wait_event(self.arrived)
+        small, back = iter(ctx.saved_tensors), iter(self.returned)
+        tensors = tuple(next(back if away else small) for away in self.large)
+        for host in self.host:
+            self.keeper.free[(tuple(host.shape), host.dtype)].append(host)
+        self.host, self.returned = [], None
+        return tensors
+
+    def fetch(self) -> None:
+        """Start copying the tensors back, unless that has happened."""
+        if self.returned is not None:
+            return
+        stream = self.keeper.stream
+        if stream is None:
+            self.returned = [host.clone() for host in self.host]
+            return
+        self.returned = [torch.empty_like(host, device=self.keeper.device) for host in self.host]
+        stream.wait_stream(torch.cuda.current_stream(self.keeper.device))
+        with torch.cuda.stream(stream):
+            for tensor, host in zip(self.returned, self.host):
+                tensor.copy_(host, non_blocking=True)
+        self.arrived = stream.record_event()

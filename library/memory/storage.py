@@ -1,7 +1,6 @@
-"""How a frozen weight is stored: the protocol, and the plain form (a bf16, fp16 or fp32 matrix).
+"""How a frozen weight is stored: as named tensors that streaming can lay out in one buffer and bind to a slot.
 
-A storage owns named tensors, so that streaming can lay them out in one flat buffer and rebind them to a slot on the
-device. Precisions other than the plain one live in `precision.py`.
+Here are the protocol and the plain form (a matrix in bf16, fp16 or fp32); the quantised forms are in `precision.py`.
 """
 
 from __future__ import annotations
@@ -12,63 +11,95 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Tensors = dict[str, Tensor]
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
 
 class Storage:
-    """A frozen (out, in) weight as named tensors. Subclasses give `dequantized` and `encode`; faster paths may differ.
+    """A frozen (out, in) weight.
 
-    tensors: what is stored, by name; streaming replaces the values by views of equal shape and dtype.
+    home: the stored tensors by name; they are the truth, wherever they live.
+    bound: the tensors to compute with now: `home`, or views of a slot that streaming has filled from it.
+    changed: called after `replace`, so that a copy in a slot is not used any more.
     """
 
-    def __init__(self, shape: tuple[int, int], tensors: dict[str, Tensor]):
+    def __init__(self, shape: tuple[int, int], tensors: Tensors):
         self.shape = shape
-        self.tensors = tensors
+        self.home = tensors
+        self.bound = tensors
+        self.changed: Callable[[], None] | None = None
+
+    @classmethod
+    def layout(cls, shape: tuple[int, int], dtype: torch.dtype) -> Layout:
+        """Shape and dtype of every stored tensor for a weight of this shape; `dtype` is that of plain weights."""
+        raise NotImplementedError
+
+    @classmethod
+    def encode(cls, weight: Tensor, layout: Layout) -> Tensors:
+        """The stored tensors of a weight, on its device."""
+        raise NotImplementedError
+
+    def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
+        """The (out, in) weight in `dtype` from stored tensors."""
+        raise NotImplementedError
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The (out, in) weight in `dtype`, from where it is kept."""
+        return self.decode(self.home, dtype)
+
+    def replace(self, weight: Tensor) -> None:
+        """Store a new weight in the place of the old one."""
+        layout = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.home.items()}
+        for name, value in self.encode(weight, layout).items():
+            self.home[name].copy_(value)
+        if self.changed is not None:
+            self.changed()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b."""
+        return F.linear(x, self.decode(self.bound, x.dtype), bias)
+
+    def input_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient of x: grad W."""
+        return grad @ self.decode(self.bound, grad.dtype)
+
+    def bind(self, tensors: Tensors) -> None:
+        """Compute with these copies of the stored tensors from now on."""
+        self.bound = tensors
+
+    def rehome(self, tensors: Tensors) -> None:
+        """Keep the weight in these tensors (equal copies) from now on."""
+        self.home = self.bound = tensors
+
+    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Move the tensors with a function of `nn.Module._apply`, keeping each one's dtype."""
+        moved = {}
+        for name, tensor in self.home.items():
+            target = fn(tensor)
+            moved[name] = target if target.dtype == tensor.dtype else tensor.to(target.device)
+        self.rehome(moved)
 
     @property
     def device(self) -> torch.device:
-        """Where the stored tensors are."""
-        return next(iter(self.tensors.values())).device
+        """Where the weight is kept."""
+        return next(iter(self.home.values())).device
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all stored tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The (out, in) weight in `dtype`."""
-        raise NotImplementedError
-
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        """The stored tensors for a new weight of this shape."""
-        raise NotImplementedError
-
-    def replace(self, weight: Tensor) -> None:
-        """Store a new weight in the place of the old one."""
-        for name, value in self.encode(weight).items():
-            self.tensors[name].copy_(value)
-
-    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + b."""
-        return F.linear(x, self.dequantized(x.dtype), bias)
-
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """The gradient of x: grad W."""
-        return grad @ self.dequantized(grad.dtype)
-
-    def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Move the tensors with a function of `nn.Module._apply`, keeping each one's dtype."""
-        for name, tensor in self.tensors.items():
-            moved = fn(tensor)
-            self.tensors[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.home.values())
 
 
 class PlainStorage(Storage):
-    """The weight as it is; used where streaming has to rebind it."""
+    """The weight as it is; used where streaming has to bind it."""
 
-    def __init__(self, weight: Tensor):
-        super().__init__((weight.shape[0], weight.shape[1]), {"weight": weight})
+    @classmethod
+    def layout(cls, shape: tuple[int, int], dtype: torch.dtype) -> Layout:
+        return {"weight": (shape, dtype)}
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        return self.tensors["weight"].to(dtype)
+    @classmethod
+    def encode(cls, weight: Tensor, layout: Layout) -> Tensors:
+        return {"weight": weight.to(layout["weight"][1])}
 
-    def encode(self, weight: Tensor) -> dict[str, Tensor]:
-        return {"weight": weight.to(self.tensors["weight"].dtype)}
+    def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
+        return tensors["weight"].to(dtype)

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from library.config.tables.memory import MemoryTable
 from library.config.tables.model import ModelTable
 from library.errors import ModelError
 from library.files import sha256_file
@@ -121,13 +122,17 @@ class Base:
             digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
         return digest.hexdigest()
 
-    def load_transformer(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> FluxTransformer:
-        """The frozen transformer with activations in `dtype` (float32 if not given)."""
-        import torch
+    def load_transformer(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, memory: MemoryTable | None = None
+    ) -> FluxTransformer:
+        """The frozen transformer with activations in `dtype` (float32 if not given).
 
-        from library.models.load import load_transformer
+        memory: precision, streaming, modulation and attention; everything resident in `dtype` if not given.
+        Checkpointing and offload of activations are for training: see `set_up_training`.
+        """
+        from library.models.setup import load
 
-        return load_transformer(self.transformer_file, device, dtype or torch.float32)
+        return load(self.transformer_file, device, dtype, memory)
 
     def load_vae(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, parts: Parts = "both"

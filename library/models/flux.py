@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from library.memory.attention import Attention
+from library.memory.checkpoint import Segment
 from library.memory.linear import Linear
 from library.memory.runner import BlockRunner
 from library.models.blocks import DoubleBlock, SingleBlock, modulated_norm
@@ -110,6 +111,15 @@ class FluxTransformer(nn.Module):
     def linears(self) -> dict[str, Linear]:
         """Every linear by its BFL module path: what networks choose their targets from."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
+
+    def blocks(self) -> list[Segment]:
+        """Double and single blocks as the one list that streaming counts in."""
+        return [*self.double_blocks, *self.single_blocks]
+
+    def streamed_linears(self, index: int) -> list[Linear]:
+        """The linears of a block that compute inside it (its modulation is computed before all blocks)."""
+        modulation = {id(linear) for linear in self.modulation_linears()}
+        return [linear for linear in self.blocks()[index].linears() if id(linear) not in modulation]
 
     def forward(
         self,

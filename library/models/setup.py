@@ -1,0 +1,48 @@
+"""Turn the memory table into a loaded transformer and the way its blocks are executed."""
+
+from __future__ import annotations
+
+import torch
+
+from library.config.tables.memory import MemoryTable
+from library.memory.attention import Attention
+from library.memory.offload import InHostMemory
+from library.models.checkpoint_file import TransformerFile
+from library.models.flux import FluxTransformer
+from library.models.load import Residence, load_transformer, plain_name
+
+
+def residence(memory: MemoryTable, dtype: torch.dtype, num_blocks: int) -> Residence:
+    """The part of the table that says in which precision weights are kept, and where."""
+    swapped = num_blocks if memory.blocks_to_swap == "all" else min(memory.blocks_to_swap, num_blocks)
+    return Residence(
+        precision=memory.base_precision or plain_name(dtype),
+        arithmetic=memory.int8_arithmetic,
+        keep=tuple(memory.keep_precision_patterns),
+        blocks_to_swap=swapped,
+        ring=memory.swap_ring_size,
+        pin=memory.pin_memory,
+        modulation_on_cpu=memory.modulation_on_cpu,
+    )
+
+
+def load(
+    file: TransformerFile,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    memory: MemoryTable | None = None,
+) -> FluxTransformer:
+    """The frozen transformer as the memory table wants it."""
+    dtype = dtype or torch.float32
+    if memory is None:
+        return load_transformer(file, device, dtype)
+    blocks = file.shape.double_blocks + file.shape.single_blocks
+    attention = Attention(memory.attention_backend)
+    return load_transformer(file, device, dtype, residence(memory, dtype, blocks), attention)
+
+
+def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
+    """Checkpointing and activation offload, as the memory table says; call it before the first step."""
+    model.runner.checkpointing = memory.gradient_checkpointing or memory.cpu_offload_checkpointing
+    if memory.cpu_offload_checkpointing:
+        model.runner.keeper = InHostMemory(model.device, memory.pin_memory)
