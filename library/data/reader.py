@@ -1,7 +1,7 @@
 """Tensors out of shards, by positioned reads straight into the memory they are wanted in.
 
-No mapping (a shard truncated under a mapping kills the process) and no copy in between. A shard's header is parsed once,
-into a few bytes per entry, so that memory stays flat over any number of epochs.
+No mapping (a shard truncated under a mapping kills the process) and no copy in between. A shard's header is parsed
+once, into a few bytes per entry, so that memory stays flat over any number of epochs.
 """
 
 from __future__ import annotations

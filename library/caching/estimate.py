@@ -1,0 +1,81 @@
+"""What is missing, how large it will be, and whether it fits the disk: said before anything is encoded."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.data.plan import Plan
+from library.data.recipe import ImageEncoding, Recipe, TextEncoding
+from library.data.store import Store
+from library.errors import DiskError
+
+LATENT_CHANNELS = 16
+CELL = 8
+STORED_BYTES = 2  # bf16
+CLIP_LENGTH = 77
+HEADER_BYTES = 1500  # of an entry, in its shard's header
+RESERVE = 64 << 20  # left free on the disk
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be encoded, in the order in which it will be."""
+
+    captions: list[str]
+    recipes: list[Recipe]
+    num_fresh: int
+    num_bytes: int
+    shards_before: frozenset[str]
+
+    def summary(self, free: int) -> str:
+        """One line for people."""
+        if not self.captions and not self.recipes:
+            return f"everything is cached: {self.num_fresh} entries are fresh"
+        return (
+            f"to encode: {len(self.captions)} captions, {len(self.recipes)} images; {self.num_fresh} are fresh; "
+            f"about {megabytes(self.num_bytes)} of {megabytes(free)} free"
+        )
+
+
+def megabytes(count: int) -> str:
+    """A size for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def needs_of(plan: Plan, images: ImageEncoding, texts: TextEncoding, store: Store, widths: tuple[int, int]) -> Needs:
+    """Compare a plan with the cache. widths: of T5's and CLIP's embeddings."""
+    captions = [caption for caption in plan.captions if texts.fingerprint(caption) not in store]
+    recipes = [recipe for fingerprint, recipe in plan.recipes.items() if fingerprint not in store]
+    recipes.sort(key=lambda recipe: recipe.size)  # stable: items of one size stay in order, one shard at a time is open
+    num_bytes = sum(image_bytes(recipe) for recipe in recipes) + len(captions) * text_bytes(texts, widths)
+    fresh = len(plan.recipes) + len(plan.captions) - len(recipes) - len(captions)
+    return Needs(captions, recipes, fresh, num_bytes, frozenset(store.shards))
+
+
+def image_bytes(recipe: Recipe) -> int:
+    """Size of an image entry on the disk."""
+    width, height = recipe.size
+    latent = LATENT_CHANNELS * (width // CELL) * (height // CELL) * STORED_BYTES
+    targets = 2 if recipe.latents_as == "distribution" else 1
+    shared = recipe.look.mode == "edit"
+    conditions = 1 if shared else recipe.num_masks
+    masks = recipe.num_masks * width * height // 8
+    return (targets + conditions) * latent + masks + (width // CELL) * (height // CELL) + HEADER_BYTES
+
+
+def text_bytes(texts: TextEncoding, widths: tuple[int, int]) -> int:
+    """Size of a text entry on the disk."""
+    value = 4 if texts.precision == "fp32" else STORED_BYTES
+    return (texts.length * widths[0] + widths[1]) * value + 4 * (texts.length + CLIP_LENGTH) + HEADER_BYTES
+
+
+def refuse_full_disk(needs: Needs, folder: Path) -> None:
+    """Raise DiskError if what has to be encoded does not fit."""
+    free = shutil.disk_usage(folder).free
+    if needs.num_bytes + RESERVE > free and (needs.recipes or needs.captions):
+        raise DiskError(
+            f"the cache needs about {megabytes(needs.num_bytes)}, but {folder} has {megabytes(free)} free: "
+            'free some space, set dataset_cache_dir to another disk, or cache_latents_as = "mean"'
+        )

@@ -1,0 +1,173 @@
+"""The caching command, in order: look, plan, say, encode what is missing, promise it in a manifest."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from library.caching.estimate import Needs, needs_of, refuse_full_disk
+from library.caching.tables import bucket_table, subset_table
+from library.caching.team import Team
+from library.config.run import Run
+from library.data.ledger import Ledger
+from library.data.manifest import make_manifest, write_manifest
+from library.data.plan import Plan, make_plan
+from library.data.recipe import ImageEncoding, TextEncoding
+from library.data.scope import Scope, encodings, scope_of
+from library.data.store import Store, entry_facts
+from library.errors import ConfigError, ModelError
+from library.files import atomic_write, disk_error
+from library.models.base import Base
+from library.models.shape import FluxShape
+
+log = logging.getLogger("influx")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What every step of one caching run shares."""
+
+    run: Run
+    base: Base
+    scope: Scope
+    store: Store
+    images: ImageEncoding
+    texts: TextEncoding
+    workers: int
+
+
+def run(run: Run) -> int:
+    """Bring the cache up to date with the configuration. Returns the exit code."""
+    _check(run)
+    base = Base.open(run.model)
+    scope = scope_of(run, base)
+    _probe(scope.folder)
+    team = Team.join()
+    store = Store(scope.folder)
+    with store.locked(log.info) if team.leads else team.waiting():
+        images, texts = encodings(run, base, scope)
+        session = Session(run, base, scope, store, images, texts, workers_of(run))
+        if run.command.dry_run:
+            plan = plan_of(session)
+            _say(session, plan, needs_of(plan, session.images, session.texts, store, _widths(session)))
+            return 0
+        _bring_up_to_date(session, team)
+    return 0
+
+
+def _check(run: Run) -> None:
+    if not run.datasets or not any(dataset.subsets for dataset in run.datasets):
+        raise ConfigError("no data set: add [[datasets]] with [[datasets.subsets]], or instance_data_dir")
+
+
+def _probe(folder: Path) -> None:
+    """Find out that nothing can be written there before anything slow starts."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    probe = folder / f".probe-{os.getpid()}"
+    atomic_write(probe, b"")
+    probe.unlink(missing_ok=True)
+
+
+def workers_of(run: Run) -> int:
+    """Threads that hash, decode and resize."""
+    if run.cache.cache_workers is not None:
+        return max(1, run.cache.cache_workers)
+    return max(1, min(8, (os.cpu_count() or 2) - 1))
+
+
+def plan_of(session: Session, *, rehash: bool = False) -> Plan:
+    """Look at the data; what was learnt is kept even if the data set is refused."""
+    ledger = Ledger(session.scope.folder / "files.json")
+    with tqdm(desc="looking at images", unit="image", disable=None, leave=False) as bar:
+        try:
+            return make_plan(
+                session.run.datasets,
+                session.run.cache,
+                session.images,
+                ledger,
+                seed=session.scope.seed,
+                workers=session.workers,
+                rehash=rehash,
+                progress=bar.update,
+            )
+        finally:
+            ledger.save()
+
+
+def _bring_up_to_date(session: Session, team: Team) -> None:
+    run, store = session.run, session.store
+    plan = plan_of(session) if team.leads else None
+    team.meet()
+    if plan is None:
+        plan = plan_of(session)
+        store.reload()
+    if run.command.force:
+        store.forget(wanted(plan, session.texts))
+    needs = needs_of(plan, session.images, session.texts, store, _widths(session))
+    if team.leads:
+        _say(session, plan, needs)
+        refuse_full_disk(needs, session.scope.folder)
+    if needs.captions or needs.recipes:
+        from library.caching.encode import encode_images, encode_texts
+
+        encode_texts(session, team.share(needs.captions))
+        encode_images(session, team.share(needs.recipes))
+    team.meet()
+    if team.leads:
+        _promise(session, plan, needs)
+    team.meet()
+
+
+def wanted(plan: Plan, texts: TextEncoding) -> set[str]:
+    """Every entry a plan needs."""
+    return set(plan.recipes) | {texts.fingerprint(caption) for caption in plan.captions}
+
+
+def _promise(session: Session, plan: Plan, needs: Needs) -> None:
+    store = session.store
+    written = set(store.shards)
+    store.reload()
+    if session.run.command.force:
+        store.prefer(written - needs.shards_before)
+    store.save_index()
+    manifest = make_manifest(
+        plan, session.scope.config, session.images.vae, session.texts, lost_words(store, plan, session.texts)
+    )
+    write_manifest(session.scope.folder, manifest)
+    for text in manifest.texts:
+        if text.lost:
+            log.warning("caption too long, T5 does not see %r: %s", text.lost, text.caption[:80])
+    done = len(needs.recipes) + len(needs.captions)
+    log.info("cache is up to date: %d encoded, %d were fresh (%s)", done, needs.num_fresh, session.scope.folder)
+
+
+def lost_words(store: Store, plan: Plan, texts: TextEncoding) -> dict[str, str]:
+    """What was cut off each caption, from the shards' own facts."""
+    names = {store.where[texts.fingerprint(caption)] for caption in plan.captions}
+    facts = [fact for name in sorted(names) for fact in entry_facts(store.folder / name).values()]
+    return {fact["caption"]: fact["lost"] for fact in facts if fact["lost"]}
+
+
+def _say(session: Session, plan: Plan, needs: Needs) -> None:
+    for notice in plan.notices:
+        log.info("note: %s", notice)
+    log.info("%s", bucket_table(plan))
+    log.info("%s", subset_table(session.run.datasets, plan))
+    log.info("%s", needs.summary(shutil.disk_usage(session.scope.folder).free))
+
+
+def _widths(session: Session) -> tuple[int, int]:
+    """Widths of T5's and CLIP's embeddings, for the estimate; FLUX's where the transformer is not on this machine."""
+    try:
+        shape = session.base.shape
+    except ModelError:
+        shape = FluxShape()
+    return shape.text_width, shape.pooled_width

@@ -1,0 +1,223 @@
+"""The resolved item list of one data set configuration: what the caching command promises and the trainer reads.
+
+Kept in the cache as manifests/<hash>.json. The hash covers the keys that change what is cached; how often an item
+comes, how captions are dropped or batches made is read from the configuration of the day.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+
+from library.config.tables import CacheTable, DatasetTable
+from library.data.ledger import Known
+from library.data.pairs import Picture
+from library.data.plan import Plan
+from library.data.recipe import TextEncoding, digest
+from library.errors import CacheError
+from library.files import FileStat, atomic_write
+
+FORMAT_VERSION = 1
+FOLDER = "manifests"
+AT_TRAINING_TIME = frozenset(
+    {
+        "num_repeats", "subset_weight", "caption_dropout_rate", "caption_dropout_every_n_epochs", "is_reg",
+        "is_validation", "train_batch_size", "validation_split", "validation_seed", "subsets",
+    }
+)  # fmt: skip
+SEEDED = ("random_crop", "generate_mask", "mask_jitter", "shuffle_caption", "caption_tag_dropout_rate")
+PATHS = ("image_dir", "target_dir", "mask_dir", "caption_dir", "metadata_file")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A caption: its entry, itself, and the words T5 does not see of it."""
+
+    fingerprint: str
+    caption: str
+    lost: str = ""
+
+
+@dataclass(frozen=True)
+class ManifestItem:
+    """An item by its parts' fingerprints. texts: numbers of its captions; sizes: entries for each resolution."""
+
+    key: str
+    subset: int
+    texts: tuple[int, ...]
+    sizes: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A source file as it was when it was cached."""
+
+    stat: FileStat
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the trainer needs to know of a data set. texts[0] is the empty caption."""
+
+    config: dict
+    vae: str
+    text_encoders: str
+    subsets: tuple[str, ...]
+    texts: tuple[Text, ...]
+    items: tuple[ManifestItem, ...]
+    files: dict[str, SourceFile]
+
+    @property
+    def fingerprints(self) -> set[str]:
+        """Every entry it counts on."""
+        images = {fingerprint for item in self.items for choices in item.sizes for fingerprint in choices}
+        return images | {text.fingerprint for text in self.texts}
+
+
+def cache_config(datasets: tuple[DatasetTable, ...], cache: CacheTable, token_length: int, seed: int) -> dict:
+    """Everything in the configuration that decides what is cached."""
+    listed = [_dataset_config(dataset) for dataset in datasets]
+    seeded = any(subset[name] for dataset in listed for subset in dataset["subsets"] for name in SEEDED)
+    return {
+        "datasets": listed,
+        "cache_latents_as": cache.cache_latents_as,
+        "vae_dtype": cache.vae_dtype,
+        "vae_tiling": cache.vae_tiling,
+        "t5xxl_max_token_length": token_length,
+        "t5xxl_precision": cache.t5xxl_precision,
+        "seed": seed if seeded else None,
+    }
+
+
+def _dataset_config(dataset: DatasetTable) -> dict:
+    plain = json.loads(dataset.model_dump_json(exclude={"subsets", *AT_TRAINING_TIME}))
+    subsets = []
+    for subset in dataset.subsets:
+        content = json.loads(subset.model_dump_json(exclude=set(AT_TRAINING_TIME)))
+        content["full_mask_rate"] = subset.full_mask_rate > 0
+        subsets.append(content)
+    return {**plain, "subsets": subsets}
+
+
+def config_hash(config: dict) -> str:
+    """The name of a configuration's manifest."""
+    return digest(config)
+
+
+def portable_hash(config: dict) -> str:
+    """The same, but for where the folders lie: only their names count."""
+    copy = json.loads(json.dumps(config))
+    for dataset in copy["datasets"]:
+        for subset in dataset["subsets"]:
+            for name in PATHS:
+                if subset[name] is not None:
+                    subset[name] = Path(subset[name].replace("\\", "/")).name
+    return digest(copy)
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """What differs between two configurations, as "key: old -> new"."""
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+            for number, (first, second) in enumerate(zip(before, after, strict=True), start=1):
+                if isinstance(first, dict) and isinstance(second, dict):
+                    found += differences(first, second, f"{prefix}{key}[{number}].")
+                elif first != second:
+                    found.append(f"{prefix}{key}: {before} -> {after}")
+                    break
+        elif before != after:
+            found.append(f"{prefix}{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return found
+
+
+def make_manifest(plan: Plan, config: dict, vae: str, encoding: TextEncoding, lost: dict[str, str]) -> Manifest:
+    """The manifest of a plan whose entries are all in the cache. lost: words cut off, by caption."""
+    captions = plan.captions
+    numbers = {caption: number for number, caption in enumerate(captions)}
+    texts = tuple(Text(encoding.fingerprint(caption), caption, lost.get(caption, "")) for caption in captions)
+    items = tuple(
+        ManifestItem(
+            item.key,
+            item.subset,
+            tuple(numbers[caption] for caption in item.captions),
+            tuple(tuple(recipe.fingerprint for recipe in choices) for choices in item.sizes),
+        )
+        for item in plan.items
+    )
+    return Manifest(config, vae, encoding.encoders, plan.subset_names, texts, items, _files(plan))
+
+
+def _files(plan: Plan) -> dict[str, SourceFile]:
+    found: dict[str, SourceFile] = {}
+    for item in plan.items:
+        pair = next(item.recipes).pair
+        for picture in (pair.source, pair.target, pair.mask):
+            if picture is not None and picture.known.stat is not None:
+                found[picture.blob.key] = _source_file(picture)
+    return found
+
+
+def _source_file(picture: Picture) -> SourceFile:
+    known: Known = picture.known
+    assert known.stat is not None
+    return SourceFile(known.stat, known.sha256)
+
+
+def manifest_path(folder: Path, config: dict) -> Path:
+    """Where a configuration's manifest lies."""
+    return Path(folder) / FOLDER / f"{config_hash(config)}.json"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write a manifest under the name of its configuration."""
+    content = {
+        "format": "influx-manifest",
+        "version": FORMAT_VERSION,
+        "portable": portable_hash(manifest.config),
+        "config": manifest.config,
+        "vae": manifest.vae,
+        "text_encoders": manifest.text_encoders,
+        "subsets": manifest.subsets,
+        "texts": [astuple(text) for text in manifest.texts],
+        "items": [[item.key, item.subset, item.texts, item.sizes] for item in manifest.items],
+        "files": {key: [*asdict(file.stat).values(), file.sha256] for key, file in manifest.files.items()},
+    }
+    path = manifest_path(folder, manifest.config)
+    atomic_write(path, json.dumps(content, separators=(",", ":")))
+    return path
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Raises CacheError if the file is missing or not whole."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != FORMAT_VERSION:
+            raise CacheError(f"{path} is of another version of InFlux: run influx_cache.py again")
+        items = tuple(
+            ManifestItem(key, subset, tuple(texts), tuple(tuple(choices) for choices in sizes))
+            for key, subset, texts, sizes in content["items"]
+        )
+        files = {key: SourceFile(FileStat(*value[:4]), value[4]) for key, value in content["files"].items()}
+        texts = tuple(Text(*text) for text in content["texts"])
+        return Manifest(
+            content["config"], content["vae"], content["text_encoders"], tuple(content["subsets"]), texts, items, files
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} cannot be read ({error}): run influx_cache.py again") from error
+
+
+def manifests(folder: Path) -> Iterable[tuple[Path, dict]]:
+    """Path and content of every readable manifest in a cache, newest first."""
+    found = sorted((Path(folder) / FOLDER).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    for path in found:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] == FORMAT_VERSION and isinstance(content["config"], dict):
+                yield path, content
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
