@@ -75,6 +75,10 @@ class TransformerFile:
             pieces = list(pieces[0].chunk(2))[::-1]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def read_encoded(self, entry: Entry) -> None:
+        """Checkpoints hold weights, never our stored form of them (a `QuantizedFile` does)."""
+        return None
+
     def _diffusers_shape(self) -> FluxShape:
         shapes = self.reader.shapes
         config = dict(self.config or {})

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from library.memory.attention import Attention
 from library.memory.linear import Linear
 from library.memory.precision import PLAIN_DTYPES, QUANTISED, STORAGES, is_quantised, make_storage
-from library.memory.storage import Layout
+from library.memory.storage import Layout, Tensors
 from library.memory.stream import HostBlock, Streamer, flat_bytes, flat_views, host_buffer, spread
+from library.models.checkpoint_file import TransformerFile
 from library.models.flux import FluxTransformer
 from library.models.keymap import Entry
+from library.models.quantized import QuantizedFile
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def plain_name(dtype: torch.dtype) -> str:
 
 
 def load_transformer(
-    file,
+    file: TransformerFile | QuantizedFile,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     residence: Residence | None = None,
@@ -60,7 +62,7 @@ def load_transformer(
 ) -> FluxTransformer:
     """The frozen transformer of `file` with activations in `dtype` on `device`.
 
-    file: a TransformerFile, or anything with its `shape`, `entries` and `read(entry)`.
+    file: a TransformerFile, or a QuantizedFile (whose weights are encoded already).
     residence: precision and place of the weights; everything plain in `dtype` on `device` if not given.
     """
     residence = residence or Residence(plain_name(dtype))
@@ -69,7 +71,11 @@ def load_transformer(
         model = FluxTransformer(file.shape, dtype=dtype, attention=attention)
     places = Places(model, residence, device)
     for entry in file.entries:
-        places.put(entry, file.read(entry))
+        encoded = file.read_encoded(entry)
+        if encoded is None:
+            places.put(entry, file.read(entry))
+        else:
+            places.put_encoded(entry.name.rpartition(".")[0], encoded)
     left = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not left, f"nothing was loaded into {left[:8]}"
     places.start_streaming()
@@ -114,13 +120,18 @@ class Places:
         if linear.storage is None and not quantised:
             linear.weight = nn.Parameter(tensor.to(dtype=dtype, copy=tensor.device.type == "cpu"), requires_grad=False)
             return
-        layout = self._layout(linear, path)
-        encoded = STORAGES[precision].encode(tensor, layout)
+        self.put_encoded(path, STORAGES[precision].encode(tensor, self._layout(linear, path)))
+
+    def put_encoded(self, path: str, encoded: Tensors) -> None:
+        """Bring the stored form of a linear's weight to its place."""
+        linear = self.modules[path]
         if linear.storage is not None:
             for name, value in encoded.items():
                 linear.storage.home[name].copy_(value)
             return
-        encoded = {name: value.to(home) for name, value in encoded.items()}
+        home = torch.device("cpu") if id(linear) in self.on_cpu else self.device
+        encoded = {name: value.to(home, copy=value.device.type == "cpu") for name, value in encoded.items()}
+        precision, _ = self.residence.precision_of(path, self.model.dtype)
         linear.set_storage(make_storage(precision, shape_of(linear), encoded, self.residence.arithmetic))
 
     def _layout(self, linear: Linear, path: str) -> Layout:

@@ -7,6 +7,7 @@ import torch
 from library.config.tables.memory import MemoryTable
 from library.memory.attention import Attention
 from library.memory.offload import InHostMemory
+from library.models import quantized
 from library.models.checkpoint_file import TransformerFile
 from library.models.flux import FluxTransformer
 from library.models.load import Residence, load_transformer, plain_name
@@ -38,7 +39,17 @@ def load(
         return load_transformer(file, device, dtype)
     blocks = file.shape.double_blocks + file.shape.single_blocks
     attention = Attention(memory.attention_backend)
-    return load_transformer(file, device, dtype, residence(memory, dtype, blocks), attention)
+    wanted = residence(memory, dtype, blocks)
+    folder = memory.save_quantized_base
+    if folder is None:
+        return load_transformer(file, device, dtype, wanted, attention)
+    quantized.require_quantised(wanted.precision, folder)
+    about = quantized.description(file.reader.files, wanted, plain_name(dtype), file.shape)
+    if (folder / quantized.DESCRIPTION).is_file():
+        return load_transformer(quantized.QuantizedFile(folder, about), device, dtype, wanted, attention)
+    model = load_transformer(file, device, dtype, wanted, attention)
+    quantized.save(model, folder, about)
+    return model
 
 
 def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:

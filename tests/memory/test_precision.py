@@ -27,7 +27,9 @@ def relative(value: torch.Tensor, truth: torch.Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("precision", QUANTISED)
 def test_weight_error(precision, dtype) -> None:
-    assert 0.3 * ERRORS[precision] < relative(stored(precision, weight()).dequantized(dtype), weight()) < ERRORS[precision]
+    assert (
+        0.3 * ERRORS[precision] < relative(stored(precision, weight()).dequantized(dtype), weight()) < ERRORS[precision]
+    )
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
@@ -66,7 +68,9 @@ def test_nf4_is_bitsandbytes() -> None:
 
 def test_nf4_by_its_definition() -> None:
     tensors = stored("nf4", weight()).home
-    absmax = tensors["absmax_code"][tensors["absmax"].long()].view(-1, 256 if tensors["absmax"].numel() % 256 == 0 else 1)
+    absmax = tensors["absmax_code"][tensors["absmax"].long()].view(
+        -1, 256 if tensors["absmax"].numel() % 256 == 0 else 1
+    )
     absmax = absmax * tensors["absmax_scale"].repeat_interleave(256)[: absmax.numel()].view(absmax.shape)
     absmax = absmax.flatten() + tensors["offset"]
     packed = tensors["packed"].flatten()
