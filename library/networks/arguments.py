@@ -66,6 +66,9 @@ _REFUSED_ARGUMENTS = {
     "ggpo_beta": "it is not built",
     "rank_dropout_scale": "dropped ranks are always made up for here, so the switch has nothing to do",
     "conv_block_dims": "it is for convolutions, and the transformer has none",
+    "loraplus_lr_ratio": "write it as a key of its own: loraplus_lr_ratio in [optimizer]",
+    "loraplus_unet_lr_ratio": "write loraplus_lr_ratio in [optimizer]",
+    "loraplus_text_encoder_lr_ratio": "write loraplus_lr_ratio in [optimizer]",
 }
 
 
@@ -112,10 +115,17 @@ _READERS: dict[str, Callable[[str, str], object]] = {
     "train_blocks": lambda name, text: text,
     "verbose": _switch,
     "algo": lambda name, text: text.lower(),
+    "train_double_block_indices": lambda name, text: text,
+    "train_single_block_indices": lambda name, text: text,
+    "network_reg_dims": lambda name, text: tuple(text.split(",")),
+    "network_reg_lrs": lambda name, text: tuple(text.split(",")),
     "in_dims": _whole_list,
     **dict.fromkeys(DIMS, _whole),
 }
 _SHARED = tuple(name for name in _READERS if all(name not in names for names in KIND_ARGUMENTS.values()))
+
+
+_OWN_KEYS = ("train_double_block_indices", "train_single_block_indices", "network_reg_dims", "network_reg_lrs")
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,16 @@ class Settings:
     def scale_of(self, rank: int, alpha: float) -> float:
         """What the product of the factors is multiplied by: alpha / rank, with rsLoRA alpha / sqrt(rank)."""
         return alpha / (rank**0.5 if self.rslora else rank)
+
+
+def with_own_keys(table: NetworkTable) -> NetworkTable:
+    """The table with those of network_args that have keys of their own moved there."""
+    given = _parsed(table.network_args)
+    moved = {name: _READERS[name](name, given[name]) for name in _OWN_KEYS if name in given}
+    for name in moved:
+        if table.given(name):
+            raise ConfigError(f"{name} stands both in network_args and as a key of its own: give one of them")
+    return table.model_copy(update=moved) if moved else table
 
 
 def resolve(table: NetworkTable) -> Settings:
@@ -173,10 +193,8 @@ def resolve(table: NetworkTable) -> Settings:
 def _parsed(arguments: tuple[str, ...]) -> dict[str, str]:
     given: dict[str, str] = {}
     for argument in arguments:
-        name, equals, text = argument.partition("=")
+        name, _, text = argument.partition("=")
         name = name.strip()
-        if not equals:
-            raise ConfigError(f'network_args: {argument!r} is not of the form "name=value"')
         if name in given:
             raise ConfigError(f"network_args: {name} is given twice")
         if name in _REFUSED_ARGUMENTS:

@@ -230,15 +230,24 @@ def _shrunk(factors: Factors, rank: int | None, energy: float | None) -> tuple[F
 
 
 def block_diagonal(pieces: list[tuple[tuple[int, int], Factors]], out_features: int) -> Factors:
-    """One LoRA on the fused weight that is exactly the given LoRAs on row ranges of it; its rank is their sum."""
-    folded_pieces = [(rows, folded(piece)) for rows, piece in pieces]
-    downs = [piece.tensors[DOWN] for _, piece in folded_pieces]
-    up = downs[0].new_zeros(out_features, sum(down.shape[0] for down in downs))
-    column = 0
-    for (start, stop), piece in folded_pieces:
-        width = piece.rank
-        up[start:stop, column : column + width] = piece.tensors[UP]
-        column += width
+    """One LoRA on the fused weight that is exactly the given LoRAs on row ranges of it.
+
+    Its rank is the sum of theirs, down-projections that are shared counted once.
+    """
+    downs: list[Tensor] = []
+    placed: list[tuple[tuple[int, int], int, Tensor]] = []
+    for rows, piece in pieces:
+        tensors = folded(piece).tensors
+        shared = [index for index, down in enumerate(downs) if torch.equal(down, tensors[DOWN])]
+        placed.append((rows, shared[0] if shared else len(downs), tensors[UP]))
+        if not shared:
+            downs.append(tensors[DOWN])
+    columns = [0]
+    for down in downs:
+        columns.append(columns[-1] + down.shape[0])
+    up = downs[0].new_zeros(out_features, columns[-1])
+    for (start, stop), index, values in placed:
+        up[start:stop, columns[index] : columns[index + 1]] = values
     return lora(torch.cat(downs), up)
 
 

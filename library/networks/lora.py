@@ -54,7 +54,7 @@ class LoraAdapter(Adapter):
 
     def on(self, linear: Linear, x: Tensor) -> Tensor:
         """The layer with its LoRA: (..., in) -> (..., out)."""
-        return _LoraLinear.apply(x, self.down, self.up, self, linear)
+        return _LoraLinear.apply(x, self.down, self.up, self, linear, False)
 
     def forward(self, base_output: Tensor, x: Tensor) -> Tensor:
         """The same on a base output that is already there, which is left as it is."""
@@ -68,9 +68,9 @@ class LoraAdapter(Adapter):
             self.add_update(output, F.linear(x, self.start[0].to(x.dtype)), self.start[1], -self.scale)
         return output
 
-    def phantom(self, base_output: Tensor, x: Tensor) -> Tensor:
-        """The gradient graph of `on` without its largest products."""
-        return _PhantomUpdate.apply(base_output, x, self.down, self.up, self)
+    def phantom_on(self, linear: Linear, x: Tensor) -> Tensor:
+        """The gradient graph of `on` without its largest products; its values are zeros."""
+        return _LoraLinear.apply(x, self.down, self.up, self, linear, True)
 
     def project(self, x: Tensor) -> Tensor:
         """The down-projected values, dropouts applied."""
@@ -218,47 +218,42 @@ class _LoraLinear(torch.autograd.Function):
     LoRA's share of the input's gradient into the base's, so neither costs a pass over the activations of its own."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, down: Tensor, up: Tensor, adapter: LoraAdapter, linear: Linear) -> Tensor:
-        output = linear.base(x)
+    def forward(
+        ctx, x: Tensor, down: Tensor, up: Tensor, adapter: LoraAdapter, linear: Linear, phantom: bool
+    ) -> Tensor:
         hidden, mask, low_down = _projected(adapter, x, down)
         low_up = up.to(hidden.dtype)
+        ctx.save_for_backward(x, hidden, low_down, low_up, mask)
+        ctx.adapter, ctx.linear = adapter, linear
+        if phantom:
+            return x.new_zeros(()).expand(*x.shape[:-1], linear.out_features)
+        output = linear.base(x)
         adapter.add_update(output, hidden, low_up, adapter.scale)
         if adapter.start is not None:
             adapter.add_update(output, F.linear(x, adapter.start[0].to(x.dtype)), adapter.start[1], -adapter.scale)
-        ctx.save_for_backward(x, hidden, low_down, low_up, mask)
-        ctx.adapter, ctx.linear = adapter, linear
         return output
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, grad_down, grad_up = _weight_gradients(ctx, grad)
-        grad_x = None
+        x, hidden, low_down, low_up, mask = ctx.saved_tensors
+        adapter = ctx.adapter
+        flat = grad.reshape(-1, grad.shape[-1])
+        hidden_grad = adapter.hidden_gradient(flat, low_up)
+        if mask is not None:
+            hidden_grad = (hidden_grad.view(hidden.shape) * mask).view(hidden_grad.shape)
+        grad_x = grad_down = grad_up = None
+        if ctx.needs_input_grad[1]:
+            grad_down = (hidden_grad.t() @ x.reshape(-1, x.shape[-1]).to(hidden_grad.dtype)).to(adapter.down.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_up = adapter.up_gradient(flat, hidden.reshape(-1, hidden.shape[-1]))
         if ctx.needs_input_grad[0]:
             grad_x = ctx.linear.input_gradient(grad)
-            grad_x.view(-1, grad_x.shape[-1]).addmm_(hidden_grad, ctx.saved_tensors[2])
-            _add_start_gradient(ctx.adapter, grad, grad_x)
-        return grad_x, grad_down, grad_up, None, None
-
-
-class _PhantomUpdate(torch.autograd.Function):
-    """The gradients of the update behind an output that was never computed."""
-
-    @staticmethod
-    def forward(ctx, output: Tensor, x: Tensor, down: Tensor, up: Tensor, adapter: LoraAdapter) -> Tensor:
-        hidden, mask, low_down = _projected(adapter, x, down)
-        ctx.save_for_backward(x, hidden, low_down, up.to(hidden.dtype), mask)
-        ctx.adapter = adapter
-        return output.view_as(output)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_grad, grad_down, grad_up = _weight_gradients(ctx, grad, offset=1)
-        grad_x = None
-        if ctx.needs_input_grad[1]:
-            x, _, low_down = ctx.saved_tensors[:3]
-            grad_x = (hidden_grad @ low_down).view(x.shape)
-            _add_start_gradient(ctx.adapter, grad, grad_x)
-        return grad, grad_x, grad_down, grad_up, None
+            flat_x = grad_x.view(-1, grad_x.shape[-1])
+            flat_x.addmm_(hidden_grad, low_down)
+            if adapter.start is not None:
+                start_down, start_up = (tensor.to(grad.dtype) for tensor in adapter.start)
+                flat_x.addmm_(adapter.hidden_gradient(flat, start_up), start_down, alpha=-1)
+        return grad_x, grad_down, grad_up, None, None, None
 
 
 def _projected(adapter: LoraAdapter, x: Tensor, down: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -267,31 +262,6 @@ def _projected(adapter: LoraAdapter, x: Tensor, down: Tensor) -> tuple[Tensor, T
     hidden = F.linear(x, low)
     mask = adapter.dropout.mask(adapter.name, hidden, adapter.draws)
     return (hidden if mask is None else hidden * mask), mask, low
-
-
-def _weight_gradients(ctx, grad: Tensor, offset: int = 0) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """(gradient of the down-projected values, of `down`, of `up`)."""
-    x, hidden, low_down, low_up, mask = ctx.saved_tensors
-    adapter = ctx.adapter
-    flat = grad.reshape(-1, grad.shape[-1])
-    hidden_grad = adapter.hidden_gradient(flat, low_up)
-    if mask is not None:
-        hidden_grad = (hidden_grad.view(hidden.shape) * mask).view(hidden_grad.shape)
-    grad_down = grad_up = None
-    if ctx.needs_input_grad[1 + offset]:
-        grad_down = (hidden_grad.t() @ x.reshape(-1, x.shape[-1]).to(hidden_grad.dtype)).to(adapter.down.dtype)
-    if ctx.needs_input_grad[2 + offset]:
-        grad_up = adapter.up_gradient(flat, hidden.reshape(-1, hidden.shape[-1]))
-    return hidden_grad, grad_down, grad_up
-
-
-def _add_start_gradient(adapter: LoraAdapter, grad: Tensor, grad_x: Tensor) -> None:
-    """PiSSA's start, taken off the output, is taken off the input's gradient too."""
-    if adapter.start is None:
-        return
-    down, up = (tensor.to(grad.dtype) for tensor in adapter.start)
-    hidden_grad = adapter.hidden_gradient(grad.reshape(-1, grad.shape[-1]), up)
-    grad_x.view(-1, grad_x.shape[-1]).addmm_(hidden_grad, down, alpha=-1)
 
 
 def make(settings: Settings, target: Target, linear: Linear, draws: Draws, seed: int) -> LoraAdapter:

@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from library.flow.draws import Key
 from library.memory.linear import Adapter, Linear
+from library.networks.change import Change
 from library.networks.dropout import Draws
 from library.networks.factors import Factors
-from library.networks.parts import Rows
 
 Role = Literal["transformer", "x_embedder", "text_encoder"]
-Slot = tuple[str, Rows]
-Change = dict[Slot, Factors]
-"""What a network adds to a model: (module path, rows) -> factors."""
 
 
 @dataclass(frozen=True)
@@ -134,20 +131,22 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def export(self) -> Change:
-        """What the network adds to each weight, in fp32 on the CPU; alpha = rank, scale folded in."""
-        change: Change = {}
+        """What the network adds to the model, in fp32 on the CPU; alpha = rank, scale folded in."""
+        change = Change()
+        linears = self._linears()
         for path, adapter in self.by_path.items():
+            change.sizes[path] = (linears[path].out_features, linears[path].in_features)
             for rows, factors in adapter.factors():
                 tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in factors.tensors.items()}
-                change[(path, rows)] = Factors(factors.kind, tensors, factors.alpha)
+                change.entries[(path, rows)] = Factors(factors.kind, tensors, factors.alpha)
+            if getattr(adapter, "bias_change", None) is not None:
+                change.biases[path] = adapter.bias_change.detach().float().cpu().clone()
         return change
 
-    def bias_changes(self) -> dict[str, Tensor]:
-        """Changes of biases by module path (x_embedder's, where it was asked for)."""
+    def trained_alphas(self) -> dict[str, float]:
+        """The alpha each adapter trained with (scale x rank), which files fold into the factors."""
         return {
-            path: adapter.bias_change.detach().float().cpu()
-            for path, adapter in self.by_path.items()
-            if getattr(adapter, "bias_change", None) is not None
+            path: adapter.scale * adapter.rank for path, adapter in self.by_path.items() if hasattr(adapter, "scale")
         }
 
     def state(self) -> dict[str, Tensor]:

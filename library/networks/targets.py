@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from library.config.tables.network import NetworkTable
 from library.errors import ConfigError
 from library.networks import parts
-from library.networks.arguments import Settings, resolve
+from library.networks.arguments import Settings, resolve, with_own_keys
 from library.networks.names import kohya_stem
 from library.networks.parts import Part, Rows
 
@@ -75,6 +75,7 @@ def plan(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> Plan:
     Raises ConfigError for a pattern that matches nothing (with near names), or a plan that trains nothing.
     """
     settings = resolve(table)
+    table = with_own_keys(table)
     everything = [part for module, (out, width) in linears.items() for part in parts.parts(module, out, width)]
     chosen = _chosen(table, settings, everything)
     if table.train_x_embedder:
@@ -89,8 +90,6 @@ def plan(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> Plan:
 
 def _chosen(table: NetworkTable, settings: Settings, everything: list[Part]) -> list[Part]:
     if table.lora_layers:
-        if table.given("network_targets"):
-            raise ConfigError("lora_layers replaces network_targets: give one of them")
         chosen = _by_suffix(table.lora_layers, everything)
     else:
         chosen = {part for part in everything if _in_preset(table.network_targets, part)}

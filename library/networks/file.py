@@ -1,0 +1,161 @@
+"""Network files on disk: written whole, hashed over the bytes that were written, read back and compared.
+
+`NAME.safetensors` carries kohya's keys. Where a module outside the blocks is trained (x_embedder), no single file works
+everywhere, and `NAME_diffusers.safetensors` with PEFT's keys is written beside it.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from library.errors import NetworkFileError
+from library.files import atomic_write
+from library.networks.change import Change, kohya_tensors, lycoris_tensors, peft_tensors
+from library.networks.factors import kind_of
+from library.networks.metadata import Description, describe
+from library.networks.names import parse
+from library.tensorfile import data_hash
+
+Format = Literal["kohya", "diffusers", "both"]
+DIFFUSERS_SUFFIX = "_diffusers"
+DTYPES = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
+
+
+def save_network(
+    path: Path | str,
+    change: Change,
+    description: Description,
+    *,
+    format: Format = "kohya",
+    dtype: torch.dtype = torch.bfloat16,
+    minimal_metadata: bool = False,
+) -> list[Path]:
+    """Write ``change`` to ``path`` (and a second file where one cannot serve every program); returns what was written.
+
+    Raises NetworkFileError if the chosen format cannot carry the network, naming the one that can.
+    """
+    path = Path(path)
+    metadata = describe(description, minimal=minimal_metadata)
+    written = []
+    for file, tensors in layouts(path, change, format, dtype):
+        write_network(file, tensors, metadata)
+        written.append(file)
+    return written
+
+
+def layouts(path: Path, change: Change, format: Format, dtype: torch.dtype) -> list[tuple[Path, dict[str, Tensor]]]:
+    """The files that ``change`` becomes: (path, tensors) each."""
+    second = path.with_name(f"{path.stem}{DIFFUSERS_SUFFIX}{path.suffix}")
+    if format == "diffusers":
+        return [(path, peft_tensors(change, dtype))]
+    if _is_split_lycoris(change):
+        if format == "both":
+            raise NetworkFileError("diffusers cannot load a split LyCORIS network: use save_format = kohya")
+        return [(path, lycoris_tensors(change, dtype))]
+    files = [(path, kohya_tensors(change, dtype))]
+    low_rank = change.kinds <= {"lora", "full"}
+    if format == "both" or (change.leaves_blocks and low_rank):
+        files.append((second, peft_tensors(change, dtype)))
+    return files
+
+
+def _is_split_lycoris(change: Change) -> bool:
+    """Whether an algorithm other than LoRA sits on parts of fused modules, which kohya's names cannot say."""
+    return any(
+        factors.kind not in ("lora", "full") and rows != (0, change.sizes[module][0])
+        for (module, rows), factors in change.entries.items()
+    )
+
+
+def write_network(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """Write tensors and metadata with the hashes of the written bytes; returns the data region's SHA-256.
+
+    Equal tensors and metadata give equal bytes. Raises NetworkFileError if the file does not read back as written.
+    """
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise NetworkFileError(f"{path} is not written: {len(bad)} tensors hold NaN or infinity, first {bad[0]}")
+    header, data = _laid_out(tensors)
+    digest = hashlib.sha256()
+    for name in data:
+        digest.update(_raw_bytes(tensors[name]))
+    model_hash = digest.hexdigest()
+    ss_only = {name: text for name, text in metadata.items() if name.startswith("ss_")}
+    hashes = {
+        "sshs_model_hash": model_hash,
+        "sshs_legacy_hash": _legacy_hash(_header_bytes(header, ss_only), tensors, data),
+        "modelspec.hash_sha256": f"0x{model_hash}",
+    }
+    head = _header_bytes(header, {**metadata, **hashes})
+    atomic_write(path, _writer(head, tensors, data))
+    if data_hash(path) != model_hash:
+        raise NetworkFileError(f"{path} does not read back as it was written: check the disk")
+    return model_hash
+
+
+def _laid_out(tensors: dict[str, Tensor]) -> tuple[dict[str, dict], list[str]]:
+    """(header entries, names in the order of the data): wide types first, then by name, as the library's own writer."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), str(tensors[name].dtype), name))
+    header, position = {}, 0
+    for name in order:
+        size = tensors[name].numel() * tensors[name].element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [position, position + size],
+        }
+        position += size
+    return header, order
+
+
+_DTYPE_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+
+
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def _header_bytes(header: dict[str, dict], metadata: dict[str, str]) -> bytes:
+    """Length and JSON of a header, keys sorted so that equal content gives equal bytes, padded to 8."""
+    whole = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+    text = json.dumps(whole, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _legacy_hash(head: bytes, tensors: dict[str, Tensor], order: list[str]) -> str:
+    """kohya's old hash: 8 hex digits of the SHA-256 of 64 KiB at 1 MiB of the file with only `ss_*` metadata."""
+    digest, position = hashlib.sha256(), 0
+    stop = _LEGACY_START + _LEGACY_LENGTH
+    for piece in (memoryview(head), *(_raw_bytes(tensors[name]) for name in order)):
+        begin, end = max(_LEGACY_START - position, 0), min(stop - position, len(piece))
+        if begin < end:
+            digest.update(piece[begin:end])
+        position += len(piece)
+        if position >= stop:
+            break
+    return digest.hexdigest()[:8]
+
+
+def _writer(head: bytes, tensors: dict[str, Tensor], order: list[str]) -> Callable[[Path], None]:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            file.write(head)
+            for name in order:
+                file.write(_raw_bytes(tensors[name]))
+
+    return write
+
+
+def is_network(names: list[str]) -> bool:
+    """Whether tensor names look like a network's file rather than a checkpoint's."""
+    suffixes = {meaning.tensor: None for meaning in map(parse, names) if meaning is not None}
+    return kind_of(suffixes) is not None
