@@ -58,7 +58,7 @@ def round_trip_of(base_folder: str) -> Callable[[Image.Image], Image.Image]:
     """A picture as the base's VAE gives it back: the best any network on this base can do."""
     import torch
 
-    from library.sampling import to_bytes
+    from library.sampling.pixels import to_bytes
 
     vae = Base.open(ModelTable(pretrained_model_name_or_path=base_folder)).load_vae()
 

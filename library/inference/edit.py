@@ -20,21 +20,22 @@ from library.conditioning.item import Condition
 from library.config.run import Run
 from library.errors import OutOfMemory
 from library.flow.euler import SigmaSchedule
-from library.inference.images import (
-    finished,
-    mask_pixels,
-    picture_pixels,
-    read_picture,
-    save_png,
-    with_unmasked,
-)
 from library.inference.plan import Plan, Request
 from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
 from library.models.vae import Vae
 from library.networks.loading import apply_networks, load_network
-from library.sampling import initial_noise, sample, to_bytes
+from library.sampling.denoise import initial_noise, sample
+from library.sampling.pixels import (
+    finished,
+    mask_pixels,
+    picture_pixels,
+    read_picture,
+    save_png,
+    to_bytes,
+    with_unmasked,
+)
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -120,8 +121,8 @@ def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[obj
         picture = request.picture
         if picture.path in found:
             continue
-        pixels = picture_pixels(read_picture(picture), request.fit)
-        item = mode.request(pixels, mask_pixels(picture, request.fit), plan.mode_settings)
+        pixels = picture_pixels(read_picture(picture.path), request.fit)
+        item = mode.request(pixels, mask_pixels(picture.mask, request.fit), plan.mode_settings)
         mean, _ = vae.encode(item.condition_pixels()[None])
         found[picture.path] = Condition(mean.cpu(), item.mask[None])
     del vae
@@ -160,5 +161,5 @@ def _write(plan: Plan, run: Run, batch: list[Request], latents: Tensor, vae: Vae
         painted = to_bytes(mode.result(vae.decode(one[None])))[0].numpy()
         image = finished(painted, request.fit)
         if request.picture.mask is not None and run.inference.keep_unmasked:
-            image = with_unmasked(image, request.picture, request.fit)
+            image = with_unmasked(image, request.picture.path, request.picture.mask, request.fit)
         save_png(image, request.output, plan.settings_of(request, base_name=run.model.pretrained_model_name_or_path))

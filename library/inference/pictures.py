@@ -11,9 +11,9 @@ from library.config.tables import InferenceTable
 from library.data.geometry import same_aspect
 from library.data.images import EXTENSIONS, BadImage, inspect
 from library.errors import DataError
+from library.sampling.fit import MAX_PIXELS
 
 SHOWN = 10
-MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)

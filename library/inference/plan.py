@@ -15,10 +15,10 @@ from library.config.run import Run
 from library.config.tables import InferenceTable
 from library.data.buckets import Bucketing
 from library.errors import ConfigError, DataError
-from library.inference.fit import Fit, fit_area, fit_own_size, fit_size
 from library.inference.networks import NetworkUse, agreed, networks_of
 from library.inference.pictures import SHOWN, Picture, find_pictures
 from library.models.base import Defaults
+from library.sampling.fit import Fit, fit_area, fit_own_size, fit_size
 
 LARGEST_OWN_AREA = 1024 * 1024
 _UNSAFE = re.compile(r"[^\w.-]+")

@@ -153,7 +153,7 @@ def test_networks_add_up_with_their_strengths(ask: Ask, folder: Path) -> None:
 
 
 def test_a_picture_of_nan_is_refused(ask: Ask, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict = "library.sampling.predict"
+    predict = "library.sampling.denoise.predict"
     monkeypatch.setattr(predict, lambda transformer, noisy, *rest: torch.full_like(noisy, float("nan")))
     with pytest.raises(NonFiniteError, match="NaN"):
         inference.run(ask(*BASE_ALONE, "--mode", "edit", image="in/a.png"))

@@ -14,7 +14,8 @@ from library.conditioning.item import Condition
 from library.config.tables import ModelTable
 from library.flow.euler import SigmaSchedule
 from library.models.base import Base
-from library.sampling import initial_noise, sample, to_bytes
+from library.sampling.denoise import initial_noise, sample
+from library.sampling.pixels import to_bytes
 from tests.oracle.reference import MASK_LENGTH, noisy_mask, noisy_picture, run_oracle
 from tests.tiny import tiny_base
 

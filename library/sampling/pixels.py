@@ -14,8 +14,7 @@ from torch import Tensor
 from library.data.geometry import RESAMPLING
 from library.data.images import MASK_THRESHOLD, read_mask, read_rgb
 from library.files import atomic_write
-from library.inference.fit import Fit, Size
-from library.inference.pictures import MAX_PIXELS, Picture
+from library.sampling.fit import MAX_PIXELS, Fit, Size
 
 BEHIND_TRANSPARENCY = "#ffffff"
 
@@ -38,9 +37,9 @@ def on_canvas(image: Image.Image, fit: Fit) -> np.ndarray:
     return np.pad(pixels, sides + [(0, 0)] * (pixels.ndim - 2), mode="edge")
 
 
-def read_picture(picture: Picture) -> Image.Image:
+def read_picture(path: Path) -> Image.Image:
     """The picture as the model is to see it: upright, sRGB, transparency over white."""
-    return read_rgb(picture.path.read_bytes(), MAX_PIXELS, BEHIND_TRANSPARENCY)
+    return read_rgb(path.read_bytes(), MAX_PIXELS, BEHIND_TRANSPARENCY)
 
 
 def picture_pixels(image: Image.Image, fit: Fit) -> Tensor:
@@ -48,12 +47,18 @@ def picture_pixels(image: Image.Image, fit: Fit) -> Tensor:
     return torch.from_numpy(on_canvas(image, fit)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def mask_pixels(picture: Picture, fit: Fit) -> Tensor | None:
+def mask_pixels(path: Path | None, fit: Fit) -> Tensor | None:
     """(1, H, W) of zeros and ones, or None without a mask; the threshold comes after the resizing."""
-    if picture.mask is None:
+    if path is None:
         return None
-    grey = read_mask(picture.mask.read_bytes(), MAX_PIXELS)
+    grey = read_mask(path.read_bytes(), MAX_PIXELS)
     return torch.from_numpy(on_canvas(grey, fit) >= MASK_THRESHOLD).float()[None]
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8 on the CPU, rounded as diffusers does."""
+    scaled = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
+    return scaled.round().to(torch.uint8).movedim(-3, -1).cpu()
 
 
 def finished(painted: np.ndarray, fit: Fit) -> Image.Image:
@@ -62,15 +67,14 @@ def finished(painted: np.ndarray, fit: Fit) -> Image.Image:
     return resized(Image.fromarray(painted[top:bottom, left:right]), fit.result)
 
 
-def with_unmasked(result: Image.Image, picture: Picture, fit: Fit) -> Image.Image:
+def with_unmasked(result: Image.Image, picture: Path, mask: Path, fit: Fit) -> Image.Image:
     """The result with the unmasked pixels of the picture pasted back over it."""
-    assert picture.mask is not None
-    source, grey = read_picture(picture), read_mask(picture.mask.read_bytes(), MAX_PIXELS)
+    source, grey = read_picture(picture), read_mask(mask.read_bytes(), MAX_PIXELS)
     whole = fit.scaled[0] <= fit.canvas[0] and fit.scaled[1] <= fit.canvas[1] and fit.box[2:] == fit.scaled
     if not whole:
         source, grey = (finished(on_canvas(image, fit), fit) for image in (source, grey))
-    mask = resized(grey, fit.result).point(lambda level: 255 if level >= MASK_THRESHOLD else 0)
-    return Image.composite(result, resized(source, fit.result), mask)
+    repainted = resized(grey, fit.result).point(lambda level: 255 if level >= MASK_THRESHOLD else 0)
+    return Image.composite(result, resized(source, fit.result), repainted)
 
 
 def save_png(image: Image.Image, path: Path, settings: dict[str, object]) -> None:

@@ -64,9 +64,3 @@ def sample(
             'mixed_precision = "bf16" or "no"), or the network is broken (tools/check_lora.py looks into its file)'
         )
     return latents
-
-
-def to_bytes(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) in [-1, 1] -> (..., H, W, 3) uint8 on the CPU, rounded as diffusers does."""
-    scaled = (pixels.float() / 2 + 0.5).clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).movedim(-3, -1).cpu()

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from library.errors import DataError
-from library.inference.fit import Fit, fit_area, fit_own_size, fit_size
+from library.sampling.fit import Fit, fit_area, fit_own_size, fit_size
 
 side = st.integers(16, 3000)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from library.errors import DataError
 
 STEP = 16
+MAX_PIXELS = 178_956_970
+"""The largest picture that is decoded."""
 Size = tuple[int, int]
 
 
