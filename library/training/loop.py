@@ -68,6 +68,7 @@ class Trainer:
         self.schedule, self.training, self.table = schedule, training, optimizer
         self.world, self.device, self.norm_limit = world, device, norm_limit
         self.seed = objective.seed
+        self.bucket, self.stepping = (0, 0), False  # for the message when memory runs out
         self.parameters: list[nn.Parameter] = list(trained.optimizer.parameters())
         ours, theirs = {id(p) for p in self.parameters}, {id(p) for p in trained.network.trained()}
         assert ours == theirs, "the optimizer must hold exactly what the network trains"
@@ -96,7 +97,7 @@ class Trainer:
 
     def loss(self, micro: Micro) -> torch.Tensor:
         """The sum of the items' losses of one forward pass."""
-        place = micro.place
+        place, self.bucket = micro.place, micro.batch.bucket
         torch.manual_seed(key_seed(self.seed, "forward", place.micro_step, place.first))
         self.trained.network.begin_step(self.seed, place.micro_step, micro.batch.item_keys)
         losses = self.objective.losses(self.predict, micro.batch, place, self.device)
@@ -111,8 +112,10 @@ class Trainer:
         if finite:
             trained.optimizer.set_rates(self.schedule.factor(step))
             torch.manual_seed(key_seed(self.seed, "optimizer", step))
+            self.stepping = True
             with float32_step(self.parameters, generator(self.seed, "rounding", step)):
                 trained.optimizer.step()
+            self.stepping = False
             if self.norm_limit is not None:
                 trained.network.clamp_norms(self.norm_limit)
             if trained.ema is not None:

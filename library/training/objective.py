@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from library.data.batches import Batch
 from torch import Tensor
 
 from library.config.tables import TrainingTable
+from library.data.batches import Batch
 from library.flow import draws
 from library.flow.timesteps import TimestepChoice, stratified, timesteps
 from library.flow.velocity import distance, huber_threshold, item_losses, loss_weighting, mix, velocity_target

@@ -31,16 +31,8 @@ BUILT_IN = {
     "RAdamScheduleFree": "schedulefree.RAdamScheduleFree",
     "SGD": "torch.optim.SGD",
 }
-_ADAM = {"betas": (0.9, 0.999), "weight_decay": 1e-4, "eps": 1e-8}
-# where a built-in's own defaults differ from those of the options this trainer documents
-DEFAULT_ARGUMENTS = {
-    "AdamW": _ADAM,
-    "AdamW8bit": _ADAM,
-    "PagedAdamW": _ADAM,
-    "PagedAdamW8bit": _ADAM,
-    "Prodigy": {**_ADAM, "decouple": True, "use_bias_correction": True, "safeguard_warmup": True},
-    "Adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
-}
+# the library's own defaults would ignore the learning rate
+DEFAULT_ARGUMENTS = {"Adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False}}
 NEEDS = {
     "bitsandbytes": "pip install bitsandbytes",
     "prodigyopt": "pip install prodigyopt",

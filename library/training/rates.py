@@ -7,47 +7,36 @@ from library.errors import ConfigError
 from library.networks.network import ParameterGroup as NetworkGroup
 from library.training.optimizers import OptimizerChoice, ParameterGroup, choose, parse_arguments
 
-_ADAM_FAMILY = ("AdamW", "AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Prodigy")
-_ADAM_KEYS = ("adam_beta1", "adam_beta2", "adam_epsilon", "adam_weight_decay")
+_ADAM_FAMILY = (
+    "AdamW",
+    "AdamW8bit",
+    "PagedAdamW",
+    "PagedAdamW8bit",
+    "AdamWScheduleFree",
+    "RAdamScheduleFree",
+    "Prodigy",
+)
 _PRODIGY_KEYS = (
     "prodigy_beta3",
     "prodigy_decouple",
     "prodigy_use_bias_correction",
     "prodigy_safeguard_warmup",
 )
-_ARGUMENT_OF = {
-    "adam_beta1": "betas",
-    "adam_beta2": "betas",
-    "adam_epsilon": "eps",
-    "adam_weight_decay": "weight_decay",
-}
 
 
 def choose_optimizer(table: OptimizerTable) -> OptimizerChoice:
     """The optimizer class with its arguments, from `optimizer_args` and the adam_* and prodigy_* keys.
 
-    Raises ConfigError for unknown names, and for adam_* or prodigy_* keys that this optimizer cannot obey.
+    Raises ConfigError for unknown names and arguments.
     """
     given = parse_arguments(list(table.optimizer_args))
     choice = choose(table.optimizer_type, given)
-    arguments = {**choice.arguments, **_from_keys(table, choice.name, given), **given}
+    arguments = {**choice.arguments, **_from_keys(table, choice.name), **given}
     return OptimizerChoice(choice.name, choice.factory, arguments)
 
 
-def _from_keys(table: OptimizerTable, name: str, given: dict[str, object]) -> dict[str, object]:
-    """The adam_* and prodigy_* keys as arguments of an optimizer of that family."""
-    for keys, family, known in (
-        (_ADAM_KEYS, _ADAM_FAMILY, "AdamW, AdamW8bit, PagedAdamW8bit and Prodigy"),
-        (_PRODIGY_KEYS, ("Prodigy",), "Prodigy"),
-    ):
-        for key in keys:
-            argument = _ARGUMENT_OF.get(key, key.removeprefix("prodigy_"))
-            if table.given(key) and name not in family:
-                raise ConfigError(
-                    f"{key} acts on {known}, not on optimizer_type = {name!r}; give its arguments in optimizer_args"
-                )
-            if table.given(key) and argument in given:
-                raise ConfigError(f"{key} and optimizer_args' {argument!r} say the same thing: give one of them")
+def _from_keys(table: OptimizerTable, name: str) -> dict[str, object]:
+    """The adam_* and prodigy_* keys as arguments, for the optimizers that take them."""
     if name not in _ADAM_FAMILY:
         return {}
     arguments: dict[str, object] = {

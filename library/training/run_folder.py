@@ -29,13 +29,14 @@ class Record:
     identity: dict[str, object]
     seed: int
     finished_steps: int | None = None
+    finished_epochs: int | None = None
     started: str = ""
 
 
-def fresh_folder(output_dir: Path) -> Path:
-    """`output_dir`, or the first of output_dir-2, output_dir-3, ... that does not exist or is empty."""
+def fresh_folder(output_dir: Path, output_name: str) -> Path:
+    """`output_dir`, or the first of output_dir-2, output_dir-3, ... that holds no run and no network of that name."""
     number, folder = 1, output_dir
-    while folder.exists() and any(folder.iterdir()):
+    while (folder / RECORD).exists() or (folder / f"{output_name}.safetensors").exists():
         number += 1
         folder = output_dir.with_name(f"{output_dir.name}-{number}")
     return folder
@@ -80,7 +81,13 @@ class RunFolder:
             return None
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return Record(values["identity"], values["seed"], values["finished_steps"], values["started"])
+            return Record(
+                values["identity"],
+                values["seed"],
+                values["finished_steps"],
+                values["finished_epochs"],
+                values["started"],
+            )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}); use --fresh to start a new run beside it") from error
 
@@ -122,4 +129,4 @@ def _owner(folder: Path) -> str:
 
 def new_record(identity: dict[str, object], seed: int) -> Record:
     """The record of a run that starts now."""
-    return Record(identity, seed, None, _self()["started"])
+    return Record(identity, seed, started=_self()["started"])

@@ -57,6 +57,11 @@ def _handled() -> list[int]:
     return [getattr(signal, name) for name in names if hasattr(signal, name)]
 
 
+def was_launched() -> bool:
+    """Whether a launcher (accelerate, torchrun) started this process."""
+    return "LOCAL_RANK" in os.environ or any(name.startswith("ACCELERATE_") for name in os.environ)
+
+
 def die_with_parent() -> None:
     """Have the kernel send SIGTERM when the launcher dies: `accelerate launch` does not pass signals on.
 

@@ -4,9 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from library.config.tables.optimizer import OPTIMIZERS
 from library.errors import ConfigError
 from library.training import optimizers, state
 from library.training.optimizers import BUILT_IN, OptimizerSet, ParameterGroup, choose, parse_arguments
+
+
+def test_names_are_those_of_the_configuration():
+    """The table that refuses unknown names and the one that knows the classes agree."""
+    assert set(OPTIMIZERS) == set(BUILT_IN)
+
 
 DOTTED = ("torch.optim.NAdam", "torch.optim.RMSprop", "torch.optim.Adamax")
 SIZES = {"small": (8, 4), "large": (80, 64)}  # 8-bit states begin at 4096 values
@@ -102,7 +109,7 @@ def test_weight_decay_of_a_group():
         ParameterGroup("small", 1e-3, {"s": held["small"]}, 0.5),
         ParameterGroup("large", 1e-3, {"l": held["large"]}),
     ]
-    decays = {g["name"]: g["weight_decay"] for g in OptimizerSet(choose("AdamW", {}), own).groups()}
+    decays = {g["name"]: g["weight_decay"] for g in OptimizerSet(choose("AdamW", {"weight_decay": 1e-4}), own).groups()}
     assert decays == {"small": 0.5, "large": 1e-4}
 
 

@@ -1,0 +1,129 @@
+"""The parts of a run, made from their tables and put together."""
+
+from dataclasses import replace
+
+import torch
+
+from library.config.run import Run
+from library.config.tables import OptimizerTable, TrainingTable
+from library.data.cached import CachedDataset
+from library.errors import ConfigError
+from library.models.flux import FluxTransformer
+from library.networks import build as build_network
+from library.networks.network import Network
+from library.training import checkpoint, processes, rates, schedules
+from library.training.data import TrainingData
+from library.training.ema import Ema
+from library.training.epochs import Epochs
+from library.training.loop import Trained
+from library.training.loss_scale import LossScale
+from library.training.optimizers import OptimizerChoice, OptimizerSet
+from library.training.processes import World
+from library.training.progress import Progress
+from library.training.schedules import Schedule
+from library.training.state import RunState
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_POLYNOMIAL_END = 1e-7  # the learning rate that diffusers' polynomial schedule ends at
+
+
+def precision(table: TrainingTable, device: torch.device) -> str:
+    """mixed_precision, chosen by the device if not set."""
+    if table.mixed_precision is not None:
+        return table.mixed_precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+
+
+def rate_scale(run: Run, world: World) -> float:
+    """What scale_lr multiplies every rate by: accumulation x batch x processes."""
+    if not run.optimizer.scale_lr:
+        return 1.0
+    sizes = {dataset.train_batch_size for dataset in run.datasets}
+    if len(sizes) > 1:
+        raise ConfigError(f"scale_lr needs one train_batch_size for all data sets, not {sorted(sizes)}")
+    return float(run.training.gradient_accumulation_steps * sizes.pop() * world.size)
+
+
+def make_trained(
+    run: Run,
+    choice: OptimizerChoice,
+    transformer: FluxTransformer,
+    world: World,
+    mixed: str,
+    seed: int,
+    saved: RunState | None,
+) -> Trained:
+    """Network, optimizer and all else that training changes, as new or as saved."""
+    network = build_network(run.network, transformer, seed)
+    network.attach()
+    if run.optimizer.full_bf16:
+        _halve(network)
+    processes.same_parameters(network.named_trained(), world)
+    groups = rates.parameter_groups(run.optimizer, network.parameters_by_group(), rate_scale(run, world))
+    optimizer = OptimizerSet(choice, groups)
+    optimizer.training(True)
+    ema = None
+    if run.training.use_ema:
+        ema = Ema(network.named_trained(), run.training.ema_decay, "cpu" if run.training.ema_cpu else None)
+    trained = Trained(network, optimizer, Progress(), LossScale.for_precision(mixed), ema)
+    if saved is not None:
+        checkpoint.restore(trained, saved)
+    return trained
+
+
+def _halve(network: Network) -> None:
+    for parameter in network.trained():
+        parameter.data = parameter.data.bfloat16()
+
+
+def make_data(
+    dataset: CachedDataset, world: World, progress: Progress, seed: int, saved: RunState | None, ahead: int
+) -> TrainingData:
+    """The data from where the run stands. A changed number of processes cuts the rest of the epoch anew."""
+    segments = [list(segment) for segment in saved.scalars["segments"]] if saved is not None else []
+    if segments and segments[-1][0] == world.size:
+        segments.pop()
+    elif segments:
+        progress.position = 0
+    epochs = Epochs(dataset.order.members, seed, world.size, progress.epoch, segments)
+    return TrainingData(dataset, epochs, world, ahead)
+
+
+def num_steps(table: TrainingTable, data: TrainingData, progress: Progress) -> int:
+    """The step a run ends with."""
+    if table.max_train_steps is not None:
+        return table.max_train_steps
+    return progress.step + data.steps_left(progress, table.gradient_accumulation_steps, table.max_train_epochs)
+
+
+def make_schedule(table: OptimizerTable, steps: int) -> Schedule:
+    """The learning rate's course."""
+    extra = schedule_arguments(table)
+    schedule = schedules.build(
+        table.lr_scheduler,
+        steps,
+        table.lr_warmup_steps,
+        table.lr_decay_steps,
+        table.lr_scheduler_num_cycles,
+        table.lr_scheduler_power,
+        table.lr_scheduler_min_lr_ratio or 0.0,
+        min(1.0, _POLYNOMIAL_END / table.learning_rate) if table.learning_rate else 0.0,
+        table.lr_scheduler_timescale,
+    )
+    return replace(schedule, **extra)
+
+
+def schedule_arguments(table: OptimizerTable) -> dict[str, float]:
+    """`lr_scheduler_args` as fields of a schedule."""
+    known = {"num_cycles": int, "power": float, "min_lr_ratio": float, "timescale": int}
+    names = {"min_lr_ratio": "min_ratio"}
+    found = {}
+    for pair in table.lr_scheduler_args:
+        name, _, value = pair.partition("=")
+        if name.strip() not in known:
+            raise ConfigError(f"lr_scheduler_args: {name.strip()!r} is not known. Known: {', '.join(known)}")
+        try:
+            found[names.get(name.strip(), name.strip())] = known[name.strip()](value.strip())
+        except ValueError as error:
+            raise ConfigError(f"lr_scheduler_args: {pair!r}: {error}") from error
+    return found

@@ -1,0 +1,147 @@
+"""What happens between two steps: numbers, files, previews, measurements, the report. Only the main process does it."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.config import resolved
+from library.config.run import Run
+from library.training import report
+from library.training.keeper import Keeper, on_view
+from library.training.logbook import Logbook
+from library.training.loop import StepResult, Trained
+from library.training.metrics import read
+from library.training.report import Column, Page, Row
+from library.training.saving import Moment
+from library.training.validation import gain
+
+log = logging.getLogger(__name__)
+REPORT_SECONDS = 30.0  # between two rewrites of the report
+BEST = "-best"
+
+Previews = Callable[[int], "Gallery"]
+"""Makes the previews of a step and returns everything made so far."""
+Measure = Callable[[], dict[str, float]]
+"""Measures on held-out items."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Previews so far, as the report shows them, and the newest ones by name."""
+
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
+    newest: dict[str, Path] | None = None
+
+
+@dataclass
+class Conduct:
+    """The course of a run around its steps."""
+
+    run: Run
+    folder: Path
+    trained: Trained
+    keeper: Keeper
+    logbook: Logbook
+    num_steps: int
+    dataset_facts: tuple[tuple[str, str], ...]
+    previews: Previews | None = None
+    measure: Measure | None = None
+    gallery: Gallery = Gallery()
+    _reported: float = 0.0
+
+    def begin(self) -> None:
+        """Before the first step."""
+        if self.run.sampling.sample_at_first and self.trained.progress.step == 0:
+            self._preview()
+        self._report("running", force=True)
+
+    def after_step(self, result: StepResult) -> bool:
+        """Everything that is due after a step; returns whether to stop early."""
+        progress = self.trained.progress
+        last = progress.step >= self.num_steps
+        self.logbook.step(self.trained, result)
+        if not last and due(
+            progress.step, result, progress.epoch, self.run.sampling.sample_every_n_steps,
+            self.run.sampling.sample_every_n_epochs,
+        ):  # fmt: skip
+            self._preview()
+        stop = self._measured(result, last)
+        self.keeper.after_step(Moment(progress.step, progress.epoch, result.ends_epoch, last))
+        self._report("running")
+        return stop
+
+    def finish(self) -> None:
+        """After the last step: previews, the network under its plain name, the report."""
+        if self.run.sampling.sample_at_end:
+            self._preview()
+        self.keeper.network(self.run.saving.output_name)
+        self._report("finished", force=True)
+
+    def close(self, status: str) -> None:
+        """Leave every display in order, whatever happened."""
+        self._report(status, force=True)
+        self.logbook.close()
+
+    def _preview(self) -> None:
+        if self.previews is None:
+            return
+        step = self.trained.progress.step
+        with on_view(self.trained):
+            self.gallery = self.previews(step)
+        self.logbook.pictures(step, self.gallery.newest or {})
+
+    def _measured(self, result: StepResult, last: bool) -> bool:
+        table, progress = self.run.validation, self.trained.progress
+        every_epochs = table.validate_every_n_epochs
+        if table.validate_every_n_steps is None and every_epochs is None:
+            every_epochs = 1
+        if self.measure is None:
+            return False
+        if not last and not due(progress.step, result, progress.epoch, table.validate_every_n_steps, every_epochs):
+            return False
+        with on_view(self.trained):
+            values = self.measure()
+        self.logbook.numbers(progress.step, values)
+        log.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        better = gain(table.best_metric, values, progress.best)
+        if better is not None:
+            progress.best, progress.measured_without_gain = better, 0
+            if table.save_best:
+                self.keeper.network(self.run.saving.output_name + BEST)
+            return False
+        progress.measured_without_gain += 1
+        patience = table.early_stop_patience
+        if patience is None or progress.measured_without_gain < patience:
+            return False
+        log.info("no better %s in %d measurements: stopping early", table.best_metric, patience)
+        return True
+
+    def _report(self, status: str, force: bool = False) -> None:
+        if not self.run.logging.report_html or (not force and time.monotonic() - self._reported < REPORT_SECONDS):
+            return
+        self._reported = time.monotonic()
+        settings = tuple((s.place, str(s.value), s.origin) for s in resolved.settings(self.run))
+        report.write(
+            self.folder,
+            Page(
+                name=self.run.saving.output_name,
+                status=status,
+                step=self.trained.progress.step,
+                total=self.num_steps,
+                metrics=read(self.logbook.metrics.path),
+                columns=self.gallery.columns,
+                rows=self.gallery.rows,
+                dataset=self.dataset_facts,
+                configuration=settings,
+            ),
+        )
+
+
+def due(step: int, result: StepResult, epoch: int, every_steps: int | None, every_epochs: int | None) -> bool:
+    """Whether something that happens every so many epochs (which wins) or steps happens now."""
+    if every_epochs is not None:
+        return result.ends_epoch and epoch % every_epochs == 0
+    return every_steps is not None and step % every_steps == 0

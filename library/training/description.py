@@ -1,0 +1,91 @@
+"""What a network's file says about the run that made it, and the precision it is written in."""
+
+import torch
+
+from library.config.resolved import metadata_toml
+from library.config.run import Run
+from library.models.base import Base
+from library.networks.file import DTYPES
+from library.networks.metadata import Description, now
+from library.networks.network import Network
+from library.training.progress import Progress
+
+
+def file_dtype(run: Run, mixed_precision: str) -> torch.dtype:
+    """save_precision, else the precision of the training's arithmetic: bits beyond it would be noise."""
+    if run.saving.upcast_before_saving:
+        return torch.float32
+    if run.saving.save_precision is not None:
+        return DTYPES[run.saving.save_precision]
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+def describe_run(
+    run: Run,
+    base: Base,
+    network: Network,
+    progress: Progress,
+    seed: int,
+    num_items: int,
+    started: float,
+    size: tuple[int, int] | None,
+) -> Description:
+    """The metadata of a network saved now. `size`: width and height of the largest bucket."""
+    subsets = [subset for dataset in run.datasets for subset in dataset.subsets]
+    modes = tuple(dict.fromkeys(subset.mode for subset in subsets))
+    edits = [subset.edit_mask_value for subset in subsets if subset.mode == "edit"]
+    saving, defaults = run.saving, base.defaults
+    guidance = run.sampling.sample_guidance_scale
+    return Description(
+        output_name=saving.output_name,
+        modes=modes,
+        edit_mask_value=edits[0] if edits else None,
+        train_guidance=run.training.guidance_scale,
+        sample_guidance=defaults.sample_guidance_scale if guidance is None else guidance,
+        resolution=size,
+        t5xxl_max_token_length=run.cache.t5xxl_max_token_length or defaults.t5xxl_max_token_length,
+        network_dim=run.network.network_dim,
+        network_args={name: value for name, _, value in (pair.partition("=") for pair in run.network.network_args)},
+        trained_alphas=network.trained_alphas(),
+        base_model=base.name.replace("\\", "/").rstrip("/").rpartition("/")[2],
+        resolved_toml=metadata_toml(run),
+        started_at=started,
+        finished_at=now(),
+        steps=progress.step,
+        epoch=progress.epoch,
+        seed=seed,
+        title=saving.metadata_title,
+        author=saving.metadata_author,
+        description=saving.metadata_description,
+        license=saving.metadata_license,
+        tags=saving.metadata_tags,
+        trigger_words=saving.trigger_words,
+        comment=saving.training_comment,
+        extra=_kohya_fields(run, num_items),
+    )
+
+
+def _kohya_fields(run: Run, num_items: int) -> dict[str, object]:
+    """Further `ss_*` fields that kohya's tools show."""
+    optimizer, training, network = run.optimizer, run.training, run.network
+    return {
+        "ss_learning_rate": optimizer.learning_rate,
+        "ss_unet_lr": optimizer.unet_lr,
+        "ss_text_encoder_lr": optimizer.text_encoder_lr if network.train_text_encoder else None,
+        "ss_optimizer": optimizer.optimizer_type,
+        "ss_lr_scheduler": optimizer.lr_scheduler,
+        "ss_lr_warmup_steps": optimizer.lr_warmup_steps,
+        "ss_max_grad_norm": optimizer.max_grad_norm,
+        "ss_max_train_steps": training.max_train_steps,
+        "ss_num_train_images": num_items,
+        "ss_gradient_checkpointing": run.memory.gradient_checkpointing,
+        "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "ss_mixed_precision": training.mixed_precision,
+        "ss_network_dropout": network.network_dropout,
+        "ss_loss_type": training.loss_type,
+        "ss_weighting_scheme": training.weighting_scheme,
+        "ss_timestep_sampling": training.timestep_sampling,
+        "ss_sigmoid_scale": training.sigmoid_scale,
+        "ss_discrete_flow_shift": training.discrete_flow_shift,
+        "ss_prior_loss_weight": training.prior_loss_weight,
+    }

@@ -1,0 +1,103 @@
+"""Writing down what a run has learnt: networks for the user, states for the run itself."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from library.config.tables import SavingTable
+from library.networks.file import save_network
+from library.networks.metadata import Description
+from library.training import checkpoint, saving, state
+from library.training.loop import Trained
+from library.training.saving import Moment
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def on_view(trained: Trained, average: bool = True) -> Iterator[None]:
+    """Inside the block the network is as it should be looked at: no dropout, averaged weights where there are any.
+
+    Afterwards every weight is what it was, to the bit.
+    """
+    optimizer = trained.optimizer
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(trained.network.at_rest())
+        if optimizer.schedule_free:
+            held = [(parameter, parameter.detach().clone()) for parameter in optimizer.parameters()]
+            optimizer.training(False)
+            stack.callback(_put_back, held)
+            stack.callback(optimizer.training, True)
+        if average and trained.ema is not None:
+            stack.enter_context(trained.ema.applied())
+        yield
+
+
+@torch.no_grad()
+def _put_back(held: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+    for parameter, value in held:
+        parameter.copy_(value)
+
+
+@dataclass
+class Keeper:
+    """Saves networks and states. Only the main process has one.
+
+    describe: makes the metadata of a network saved now. segments: how the present epoch was cut so far.
+    """
+
+    table: SavingTable
+    folder: Path
+    trained: Trained
+    dtype: torch.dtype
+    seed: int
+    identity: dict[str, object]
+    describe: Callable[[], Description]
+    segments: Callable[[], list]
+
+    def network(self, stem: str) -> list[Path]:
+        """Save the network, and its average beside it if there is one; returns the files."""
+        with on_view(self.trained, average=False):
+            written = self._file(stem)
+        if self.trained.ema is not None:
+            with on_view(self.trained):
+                written += self._file(f"{stem}-ema")
+        return written
+
+    def _file(self, stem: str) -> list[Path]:
+        return save_network(
+            self.folder / f"{stem}.safetensors",
+            self.trained.network.export(),
+            self.describe(),
+            format=self.table.save_format,
+            dtype=self.dtype,
+            minimal_metadata=self.table.no_metadata,
+        )
+
+    def state(self, stem: str) -> Path:
+        """Save the state."""
+        folder = self.folder / f"{stem}{state.SUFFIX}"
+        saved = checkpoint.collect(self.trained, self.table.output_name, self.seed, self.identity, self.segments())
+        state.save(folder, saved)
+        return folder
+
+    def after_step(self, moment: Moment) -> None:
+        """Save what is due, then remove what is no longer kept: there is never less than before."""
+        plans = saving.due(self.table, self.table.output_name, moment)
+        for plan in plans:
+            if plan.stem is not None:
+                self.network(plan.stem)
+            if plan.state:
+                self.state(plan.stem or self.table.output_name)
+        if plans:
+            saving.remove(saving.outdated(self.table, self.folder, self.table.output_name, moment))
+
+    def interrupted(self) -> Path:
+        """Save network and state of a run that has to stop now; returns the state's folder."""
+        stem = saving.step_stem(self.table.output_name, self.trained.progress.step)
+        self.network(stem)
+        return self.state(stem)
