@@ -6,7 +6,6 @@ so a kill loses what was being written and nothing else.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +16,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from library.caching.device import choose_device, release
-from library.data.pixels import ItemPixels, item_pixels
+from library.data.pixels import ItemPixels, item_pixels, preview_item
+from library.data.previews import PlannedPreview
 from library.data.recipe import Recipe
 from library.data.store import IMAGES_PER_SHARD, SHARD_BYTES, TEXTS_PER_SHARD, Entry, Store
 from library.flow import draws
+from library.memory.device import choose_device, release
 
 if TYPE_CHECKING:
     from library.caching.run import Session
@@ -126,7 +126,24 @@ def encode_images(session: Session, recipes: list[Recipe]) -> None:
             bar.set_postfix_str(f"{writer.num_bytes / 1e6:.0f} MB", refresh=False)
     writer.close()
     del vae
-    gc.collect()
+    release(device)
+
+
+def encode_previews(session: Session, previews: list[PlannedPreview]) -> None:
+    """Encode the conditions of previews that are not in the cache."""
+    if not previews:
+        return
+    device = choose_device(session.run.training.device)
+    vae = load_vae(session, device)
+    writer = ShardWriter(session.store, "image", IMAGES_PER_SHARD)
+    for preview in tqdm(previews, desc="previews", unit="image", disable=None):
+        item = preview_item(preview)
+        mean, _ = vae.encode(item.condition_pixels()[None])
+        tensors = {"condition.0": mean[0].cpu().bfloat16()} | _mask_tensors(ItemPixels([item], None))
+        facts = {"name": preview.request.prompt[:200], "mode": preview.mode, "size": preview.size, "preview": True}
+        writer.add(Entry(preview.fingerprint, tensors, facts), preview.size)
+    writer.close()
+    del vae
     release(device)
 
 

@@ -6,7 +6,6 @@ of them decides how much memory a call needs.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
@@ -18,13 +17,16 @@ from tqdm import tqdm
 from library.conditioning import MODES
 from library.conditioning.item import Condition
 from library.config.run import Run
+from library.config.tables import CacheTable
 from library.errors import OutOfMemory
 from library.flow.euler import SigmaSchedule
 from library.inference.plan import Plan, Request
+from library.memory.device import choose_device, release
+from library.models import setup
 from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
-from library.models.vae import Vae
+from library.models.vae import Parts, Vae
 from library.networks.loading import apply_networks, load_network
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import (
@@ -38,18 +40,19 @@ from library.sampling.pixels import (
 )
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def edit(plan: Plan, run: Run, base: Base) -> None:
     """Make and write every result of the plan. Raises OutOfMemory with what to change if the device has too little."""
-    device = _device(run.training.device)
+    device = choose_device(run.training.device)
     dtype = _precision(run.training.mixed_precision, device)
     try:
-        texts = _encode_prompts(plan, run, base, device, dtype)
-        conditions = _encode_conditions(plan, base, device)
-        transformer = base.load_transformer(device, dtype)
+        texts = _encode_prompts(plan, run.cache, base, device)
+        conditions = _encode_conditions(plan, run.cache, base, device)
+        transformer = setup.load(base.transformer_file, device, dtype, run.memory)
         _apply_networks(plan, transformer)
-        vae = base.load_vae(device, parts="decoder")
+        vae = _load_vae(run.cache, base, device, "decoder")
         schedule = SigmaSchedule.from_config(base.scheduler_config)
         bar = tqdm(total=plan.steps * len(plan.requests), unit="step", disable=None)
         for batch in _batches(plan.requests, run.inference.inference_batch_size):
@@ -77,44 +80,36 @@ def _advance(bar: tqdm, count: int, step: int) -> None:
     bar.update(count)
 
 
-def _device(wanted: str | None) -> torch.device:
-    return torch.device(wanted or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _precision(wanted: str | None, device: torch.device) -> torch.dtype:
     if wanted is not None:
         return PRECISIONS[wanted]
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
-def _release() -> None:
-    """Give freed weights back before the next part is loaded."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts) -> Vae:
+    vae = base.load_vae(device, VAE_PRECISIONS[table.vae_dtype], parts)
+    if table.vae_tiling:
+        vae.model.enable_tiling()
+    return vae
 
 
-def _encode_prompts(
-    plan: Plan, run: Run, base: Base, device: torch.device, dtype: torch.dtype
-) -> dict[str, TextEmbeddings]:
+def _encode_prompts(plan: Plan, table: CacheTable, base: Base, device: torch.device) -> dict[str, TextEmbeddings]:
     """Every distinct prompt's embeddings (a batch of one each), on the CPU."""
-    encoders = base.load_text_encoders(device, dtype)
+    encoders = base.load_text_encoders(device, torch.float32 if table.t5xxl_precision == "fp32" else torch.bfloat16)
     found = {}
     for prompt in dict.fromkeys(request.picture.prompt for request in plan.requests):
         encoded = encoders.encode([prompt], plan.token_length)
         if encoded.truncated[0]:
-            print(
-                f"the prompt is longer than {plan.token_length} tokens, the model does not see: {encoded.truncated[0]}"
-            )
+            print(f"longer than {plan.token_length} tokens, not seen by the model: {encoded.truncated[0]}")
         found[prompt] = encoded.embeddings.to("cpu")
     del encoders
-    _release()
+    release(device)
     return found
 
 
-def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[object, Condition]:
+def _encode_conditions(plan: Plan, table: CacheTable, base: Base, device: torch.device) -> dict[object, Condition]:
     """Every picture's condition (a batch of one each), on the CPU."""
-    vae = base.load_vae(device, parts="encoder")
+    vae = _load_vae(table, base, device, "encoder")
     mode = MODES[plan.mode]
     found: dict[object, Condition] = {}
     for request in plan.requests:
@@ -126,7 +121,7 @@ def _encode_conditions(plan: Plan, base: Base, device: torch.device) -> dict[obj
         mean, _ = vae.encode(item.condition_pixels()[None])
         found[picture.path] = Condition(mean.cpu(), item.mask[None])
     del vae
-    _release()
+    release(device)
     return found
 
 

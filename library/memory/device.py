@@ -1,4 +1,4 @@
-"""Where encoding happens, and giving its memory back."""
+"""Which device is used, and giving its memory back."""
 
 from __future__ import annotations
 
