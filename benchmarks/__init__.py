@@ -1,0 +1,1 @@
+"""Measurements with their gates: what the README's numbers come from."""
