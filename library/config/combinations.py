@@ -30,7 +30,7 @@ def problems_of(run: Run, broken: Collection[str] = ()) -> Iterator[Problem]:
 
     `broken` names tables with wrong values of their own, which were reported already.
     """
-    yield from (problem for name, problem in _required(run) if name not in broken)
+    yield from (problem for table_name, problem in _required(run) if table_name not in broken)
     for prefix, table, _ in each_table(run):
         if ("datasets" if prefix else type(table).section) in broken or not _concerns(run, table):
             continue
@@ -39,21 +39,20 @@ def problems_of(run: Run, broken: Collection[str] = ()) -> Iterator[Problem]:
         yield from _missing_paths(run, prefix, table)
 
 
-def _required(run: Run) -> Iterator[Problem]:
-    base = run.model.pretrained_model_name_or_path
-    if not base:
-        yield (
-            [],
-            (
-                "pretrained_model_name_or_path is not set: a folder in diffusers layout, a hub id such as "
-                "black-forest-labs/FLUX.1-Fill-dev, or a checkpoint file."
-            ),
+def _required(run: Run) -> Iterator[tuple[str, Problem]]:
+    """What a command cannot do without, by the table it is missing from."""
+    if not run.model.pretrained_model_name_or_path:
+        message = (
+            "pretrained_model_name_or_path is not set: a folder in diffusers layout, a hub id such as "
+            "black-forest-labs/FLUX.1-Fill-dev, or a checkpoint file."
         )
+        yield "model", ([], message)
     if run.name in ("cache", "train"):
         if not run.datasets:
-            yield [], "there is no data set: set image_dir (instance_data_dir), or write [[datasets]] tables."
+            message = "there is no data set: set image_dir (instance_data_dir), or write [[datasets]] tables."
+            yield "datasets", ([], message)
     elif not run.inference.image:
-        yield [], "image is not set: the image to edit, or a folder of images."
+        yield "inference", ([], "image is not set: the image to edit, or a folder of images.")
 
 
 def _concerns(run: Run, table: Table) -> bool:

@@ -35,12 +35,13 @@ class Document:
 class _Reader:
     def __init__(self, path: Path, problems: Problems):
         self.path = path
+        self.shown = str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
         self.problems = problems
         self.lines = Lines()
 
     def where(self, path: KeyPath) -> str:
         line = self.lines.of(path)
-        return f"{self.path}:{line}" if line else str(self.path)
+        return f"{self.shown}:{line}" if line else self.shown
 
     def given(self, path: KeyPath, value: object, section: str | None) -> Given:
         return Given(str(path[-1]), value, self.where(path), self.path.parent, section)
@@ -52,7 +53,7 @@ class _Reader:
         self.lines = scan(text)
         for path, lines in self.lines.twice():
             name = ".".join(str(part) for part in path)
-            self.problems.add(f"{self.path}:{lines[1]}", f"{name} stands twice, on lines {_and(lines)}. Keep one.")
+            self.problems.add(f"{self.shown}:{lines[1]}", f"{name} stands twice, on lines {_and(lines)}. Keep one.")
         if self.lines.twice():
             return Document()
         try:
@@ -67,20 +68,20 @@ class _Reader:
             return self.path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             line = error.object[: error.start].count(b"\n") + 1
-            self.problems.add(f"{self.path}:{line}", "this is not UTF-8 text. Save the file as UTF-8.")
+            self.problems.add(f"{self.shown}:{line}", "this is not UTF-8 text. Save the file as UTF-8.")
         except OSError as error:
-            self.problems.add(str(self.path), f"cannot be read: {error.strerror or error}.")
+            self.problems.add(self.shown, f"cannot be read: {error.strerror or error}.")
         return None
 
     def syntax(self, error: Exception, text: str) -> tuple[str, str]:
         match = _POSITION.match(str(error))
         what = match["what"] if match else str(error)
         if not match or not match["line"]:
-            return str(self.path), f"this is no TOML: {what}."
+            return self.shown, f"this is no TOML: {what}."
         number = int(match["line"])
         rows = text.split("\n")
         row = rows[number - 1].strip() if number <= len(rows) else ""
-        return f"{self.path}:{number}", f"this is no TOML: {what}, in `{row}`.{_syntax_hint(what, row)}"
+        return f"{self.shown}:{number}", f"this is no TOML: {what}, in `{row}`.{_syntax_hint(what, row)}"
 
     def document(self, content: dict[str, object]) -> Document:
         document = Document()

@@ -147,7 +147,7 @@ def one_level(given: Iterable[Given], problems: Problems) -> Scope:
             )
         scope[one.name] = one
     for group in EXCLUSIVE:
-        both = [scope[name] for name in group if name in scope and scope[name].value is not UNSET]
+        both = [scope[name] for name in group if _says_something(scope, name)]
         if len(both) == 2 and both[1].value != both[0].value and both[1].value != [both[0].value]:
             problems.add(
                 both[1].where,
@@ -157,12 +157,16 @@ def one_level(given: Iterable[Given], problems: Problems) -> Scope:
     return scope
 
 
+def _says_something(scope: Scope, name: str) -> bool:
+    return name in scope and scope[name].value is not UNSET and scope[name].value != []
+
+
 def stack(levels: Iterable[Scope]) -> Scope:
     """Later levels win, key by key. Of keys that exclude each other a later level drops the earlier ones."""
     merged: Scope = {}
     for level in levels:
         for group in EXCLUSIVE:
-            if any(name in level for name in group):
+            if any(_says_something(level, name) for name in group):
                 for name in group:
                     merged.pop(name, None)
         merged.update(level)

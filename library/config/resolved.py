@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,14 +103,12 @@ def _one_line(text: str) -> str:
 
 
 def literal(value: object) -> str:
-    """A plain scalar or list as TOML. The `toml` package writes some control characters wrongly; those are escaped."""
-    text = toml.dumps({"value": value}).partition(" = ")[2].strip()
-    try:
-        if tomllib.loads(f"value = {text}")["value"] == value:
-            return text
-    except tomllib.TOMLDecodeError:
-        pass
-    return json.dumps(value).replace("\x7f", "\\u007f")
+    """A plain scalar or list as TOML. The `toml` package misreads what is not printable; that is escaped here."""
+    if isinstance(value, str) and not value.isprintable():
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list) and any(isinstance(entry, str) for entry in value):
+        return "[" + ", ".join(literal(entry) for entry in value) + "]"
+    return toml.dumps({"value": value}).partition(" = ")[2].strip()
 
 
 def _plain(value: object) -> object:

@@ -30,7 +30,7 @@ class InferenceTable(Table):
     """What to do: one prompt for all images, or one for each, separated by `;`."""
     prompt_dir: FilePath | None = key(None, path="path", exists="infer")
     """A folder of text files named as the images, instead of prompt."""
-    lora: LoraFiles = key((), aliases=("lora_path", "lora_weights"), path="path")
+    lora: LoraFiles = key((), aliases=("lora_path", "lora_weights"), path="model")
     """Network files. The run's own result if not set; `none` for the base alone."""
     lora_strength: Floats = key((), aliases=("lora_multiplier", "lora_weight"))
     """Strength of each network; 1 if not set."""

@@ -1,0 +1,61 @@
+"""The declarations themselves: names, help, conditions and commands hold together."""
+
+import itertools
+
+import pytest
+
+from library.config import catalogue
+from library.config.foreign import FOREIGN
+from library.config.merge import EXCLUSIVE
+from library.config.rewrites import REWRITES, SPELLINGS
+from library.config.table import COMMANDS
+from library.config.values import choices
+
+KEYS = catalogue.declared()
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_every_key_has_help_and_readers(name: str) -> None:
+    key = KEYS[name]
+    assert key.field.description and key.field.description.rstrip().endswith((".", ")"))
+    assert key.readers and key.readers <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_the_default_passes_its_own_validation(name: str) -> None:
+    table = catalogue.ALL_TABLES[KEYS[name].table]
+    default = KEYS[name].field.get_default()
+    assert getattr(table.model_validate({name: default}), name) == getattr(table(), name)
+
+
+def test_all_names_are_unique() -> None:
+    names = list(itertools.chain(KEYS, catalogue.aliases(), REWRITES, FOREIGN))
+    assert len(names) == len(set(names))
+
+
+def test_conditions_name_real_keys_and_real_choices() -> None:
+    for key in KEYS.values():
+        for condition in filter(None, (key.info.only_with or "").split(" or ")):
+            name, _, wanted = condition.partition("=")
+            assert name in KEYS, f"{key.name} acts only with {name}, which is no key"
+            known = choices(KEYS[name].field.annotation)
+            if wanted and known:
+                assert set(wanted.split("|")) <= set(known), f"{key.name}: {condition}"
+
+
+def test_rewrites_spellings_and_groups_name_real_keys() -> None:
+    for names in (*(how.keys for how in REWRITES.values()), SPELLINGS, *EXCLUSIVE):
+        assert set(names) <= set(KEYS)
+
+
+def test_secrets_do_not_show_in_a_table() -> None:
+    secrets = [key for key in KEYS.values() if key.info.secret]
+    assert {key.name for key in secrets} >= {"hub_token", "wandb_api_key"}
+    for key in secrets:
+        table = catalogue.ALL_TABLES[key.table].model_validate({key.name: "hf_very_secret"})
+        assert "hf_very_secret" not in repr(table) + str(table)
+
+
+def test_every_section_is_a_table_name() -> None:
+    for name, table in catalogue.ALL_TABLES.items():
+        assert table.section == name
