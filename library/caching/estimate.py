@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.data.plan import Plan
+from library.data.previews import PlannedPreview
 from library.data.recipe import ImageEncoding, Recipe, TextEncoding
 from library.data.store import Store
 from library.errors import DiskError
@@ -25,16 +26,23 @@ class Needs:
 
     captions: list[str]
     recipes: list[Recipe]
+    previews: list[PlannedPreview]
     num_fresh: int
     num_bytes: int
     shards_before: frozenset[str]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be encoded."""
+        return not (self.captions or self.recipes or self.previews)
+
     def summary(self, free: int) -> str:
         """One line for people."""
-        if not self.captions and not self.recipes:
+        if self.is_empty:
             return f"everything is cached: {self.num_fresh} entries are fresh"
+        images = len(self.recipes) + len(self.previews)
         return (
-            f"to encode: {len(self.captions)} captions, {len(self.recipes)} images; {self.num_fresh} are fresh; "
+            f"to encode: {len(self.captions)} captions, {images} images; {self.num_fresh} are fresh; "
             f"about {megabytes(self.num_bytes)} of {megabytes(free)} free"
         )
 
@@ -50,8 +58,11 @@ def needs_of(plan: Plan, images: ImageEncoding, texts: TextEncoding, store: Stor
     recipes = [recipe for fingerprint, recipe in plan.recipes.items() if fingerprint not in store]
     recipes.sort(key=lambda recipe: recipe.size)  # stable: items of one size stay in order, one shard at a time is open
     num_bytes = sum(image_bytes(recipe) for recipe in recipes) + len(captions) * text_bytes(texts, widths)
-    fresh = len(plan.recipes) + len(plan.captions) - len(recipes) - len(captions)
-    return Needs(captions, recipes, fresh, num_bytes, frozenset(store.shards))
+    distinct = {preview.fingerprint: preview for preview in plan.previews}
+    previews = sorted((one for name, one in distinct.items() if name not in store), key=lambda one: one.size)
+    missing = len(recipes) + len(captions) + len(previews)
+    fresh = len(plan.recipes) + len(plan.captions) + len(distinct) - missing
+    return Needs(captions, recipes, previews, fresh, num_bytes, frozenset(store.shards))
 
 
 def image_bytes(recipe: Recipe) -> int:
@@ -74,7 +85,7 @@ def text_bytes(texts: TextEncoding, widths: tuple[int, int]) -> int:
 def refuse_full_disk(needs: Needs, folder: Path) -> None:
     """Raise DiskError if what has to be encoded does not fit."""
     free = shutil.disk_usage(folder).free
-    if needs.num_bytes + RESERVE > free and (needs.recipes or needs.captions):
+    if needs.num_bytes + RESERVE > free and not needs.is_empty:
         raise DiskError(
             f"the cache needs about {megabytes(needs.num_bytes)}, but {folder} has {megabytes(free)} free: "
             'free some space, set dataset_cache_dir to another disk, or cache_latents_as = "mean"'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +16,9 @@ from library.caching.team import Team
 from library.config.run import Run
 from library.data.ledger import Ledger
 from library.data.manifest import make_manifest, write_manifest
-from library.data.plan import Plan, make_plan
+from library.data.plan import Plan, bucketings, make_plan
+from library.data.previews import plan_previews
+from library.data.prompts import preview_requests
 from library.data.recipe import ImageEncoding, TextEncoding
 from library.data.scope import Scope, encodings, scope_of
 from library.data.store import Store, entry_facts
@@ -88,7 +90,7 @@ def plan_of(session: Session, *, rehash: bool = False) -> Plan:
     ledger = Ledger(session.scope.folder / "files.json")
     with tqdm(desc="looking at images", unit="image", disable=None, leave=False) as bar:
         try:
-            return make_plan(
+            plan = make_plan(
                 session.run.datasets,
                 session.run.cache,
                 session.images,
@@ -98,6 +100,15 @@ def plan_of(session: Session, *, rehash: bool = False) -> Plan:
                 rehash=rehash,
                 progress=bar.update,
             )
+            previews = plan_previews(
+                preview_requests(session.run.sampling),
+                session.run.datasets,
+                bucketings(session.run.datasets[0])[0],
+                session.images,
+                ledger,
+                session.run.cache.max_image_pixels,
+            )
+            return replace(plan, previews=previews)
         finally:
             ledger.save()
 
@@ -115,11 +126,12 @@ def _bring_up_to_date(session: Session, team: Team) -> None:
     if team.leads:
         _say(session, plan, needs)
         refuse_full_disk(needs, session.scope.folder)
-    if needs.captions or needs.recipes:
-        from library.caching.encode import encode_images, encode_texts
+    if not needs.is_empty:
+        from library.caching.encode import encode_images, encode_previews, encode_texts
 
         encode_texts(session, team.share(needs.captions))
         encode_images(session, team.share(needs.recipes))
+        encode_previews(session, team.share(needs.previews))
     team.meet()
     if team.leads:
         _promise(session, plan, needs)
@@ -128,7 +140,8 @@ def _bring_up_to_date(session: Session, team: Team) -> None:
 
 def wanted(plan: Plan, texts: TextEncoding) -> set[str]:
     """Every entry a plan needs."""
-    return set(plan.recipes) | {texts.fingerprint(caption) for caption in plan.captions}
+    previews = {preview.fingerprint for preview in plan.previews}
+    return set(plan.recipes) | previews | {texts.fingerprint(caption) for caption in plan.captions}
 
 
 def _promise(session: Session, plan: Plan, needs: Needs) -> None:
@@ -145,7 +158,7 @@ def _promise(session: Session, plan: Plan, needs: Needs) -> None:
     for text in manifest.texts:
         if text.lost:
             log.warning("caption too long, T5 does not see %r: %s", text.lost, text.caption[:80])
-    done = len(needs.recipes) + len(needs.captions)
+    done = len(needs.recipes) + len(needs.captions) + len(needs.previews)
     log.info("cache is up to date: %d encoded, %d were fresh (%s)", done, needs.num_fresh, session.scope.folder)
 
 

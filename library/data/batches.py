@@ -136,7 +136,7 @@ class Gatherer:
         """One batch. All entries are of one size."""
         entries = [choice.entry for choice in choices]
         mean, std = self._targets(entries)
-        condition = self._conditions(choices)
+        condition = self.condition(choices)
         texts = [choice.text.fingerprint for choice in choices]
         return Batch(
             mean,
@@ -167,7 +167,12 @@ class Gatherer:
             return self._stack(entries, "target.mean"), self._stack(entries, "target.std")
         return self._stack(entries, "target.sample" if "target.sample" in parts else "target.mean"), None
 
-    def _conditions(self, choices: list[Choice]) -> Condition:
+    def text(self, fingerprint: str) -> TextEmbeddings:
+        """The embeddings of one caption, as a batch of one."""
+        return self._texts([fingerprint])
+
+    def condition(self, choices: list[Choice]) -> Condition:
+        """The chosen condition variants."""
         entries = [choice.entry for choice in choices]
         latents = [
             name if name in self.reader.parts(choice.entry) else "condition.0"

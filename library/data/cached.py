@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from library.conditioning.item import Condition
 from library.config.run import Run
 from library.config.tables import DatasetTable
-from library.data.batches import Batch, Chooser, Gatherer, Use, gather_items, prefetched
+from library.data.batches import Batch, Choice, Chooser, Gatherer, Use, gather_items, prefetched
 from library.data.identities import identity_of
 from library.data.manifest import (
     Manifest,
     ManifestItem,
+    ManifestPreview,
     differences,
     manifest_path,
     manifests,
@@ -22,6 +25,7 @@ from library.data.manifest import (
 )
 from library.data.order import BatchPlan, Member, Order
 from library.data.plan import all_subsets
+from library.data.prompts import PreviewRequest, from_plain, plain, preview_requests
 from library.data.reader import Reader
 from library.data.scope import scope_of
 from library.data.shares import Share, shares
@@ -30,8 +34,23 @@ from library.errors import CacheError
 from library.files import FileStat, sha256_file
 from library.flow import draws
 from library.models.base import Base
+from library.models.text import TextEmbeddings
 
 PREFETCH = 2
+
+
+@dataclass(frozen=True)
+class CachedPreview:
+    """One preview, encoded: batches of one. negative: the negative prompt's text, None if there is none.
+
+    The seed of its noise is the request's (or the run's) plus request.copy.
+    """
+
+    request: PreviewRequest
+    mode: str
+    text: TextEmbeddings
+    negative: TextEmbeddings | None
+    condition: Condition
 
 
 class CachedDataset:
@@ -102,6 +121,24 @@ class CachedDataset:
                 chosen = [self._chooser.first(item) for item in items[start : start + 4]]
                 yield self._gatherer.gather(chosen, 0)
 
+    @cached_property
+    def previews(self) -> tuple[CachedPreview, ...]:
+        """What to paint for previews, in the order in which it was asked for."""
+        return tuple(self._preview(preview) for preview in self.manifest.previews)
+
+    def _preview(self, preview: ManifestPreview) -> CachedPreview:
+        choice = Choice("", preview.entry, 0, self.manifest.texts[0], 1.0)
+        negative = None if preview.negative is None else self._gatherer.text(preview.negative)
+        condition = self._gatherer.condition([choice])
+        return CachedPreview(
+            from_plain(preview.request), preview.mode, self._gatherer.text(preview.text), negative, condition
+        )
+
+    @property
+    def empty_text(self) -> TextEmbeddings:
+        """The embeddings of the empty prompt."""
+        return self._gatherer.text(self.manifest.texts[0].fingerprint)
+
     def close(self) -> None:
         """Close the shards."""
         self.reader.close()
@@ -135,7 +172,7 @@ def open_cache(run: Run) -> CachedDataset:
     folder = scope.folder
     manifest = _manifest(folder, scope.config, run)
     store = Store(folder)
-    stale = [*_other_encoders(manifest, base, folder), *_changed_sources(manifest)]
+    stale = [*_other_encoders(manifest, base, folder), *_changed_sources(manifest), *_other_previews(manifest, run)]
     missing = manifest.fingerprints - set(store.where)
     if missing:
         stale.append(f"{len(missing)} of its {len(manifest.fingerprints)} entries are missing")
@@ -187,6 +224,17 @@ def _other_encoders(manifest: Manifest, base: Base, folder: Path) -> list[str]:
         if current is not None and current != cached:
             found.append(f"it was made with {words} than {base.name} has")
     return found
+
+
+def _other_previews(manifest: Manifest, run: Run) -> list[str]:
+    """Previews asked for now that were not when the cache was made. An absent prompt file is no error."""
+    prompts = run.sampling.sample_prompts
+    if prompts is not None and not prompts.exists() and manifest.previews:
+        return []
+    asked = [plain(request) for request in preview_requests(run.sampling)]
+    if asked != [preview.request for preview in manifest.previews]:
+        return ["its sample prompts are not those of this configuration"]
+    return []
 
 
 def _changed_sources(manifest: Manifest) -> list[str]:

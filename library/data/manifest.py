@@ -15,6 +15,7 @@ from library.config.tables import CacheTable, DatasetTable
 from library.data.ledger import Known
 from library.data.pairs import Picture
 from library.data.plan import Plan
+from library.data.prompts import plain
 from library.data.recipe import TextEncoding, digest
 from library.errors import CacheError
 from library.files import FileStat, atomic_write
@@ -59,6 +60,17 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
+class ManifestPreview:
+    """A preview's request, its mode and its entries; negative: entry of the negative prompt."""
+
+    request: dict
+    mode: str
+    entry: str
+    text: str
+    negative: str | None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What the trainer needs to know of a data set. texts[0] is the empty caption."""
 
@@ -69,12 +81,14 @@ class Manifest:
     texts: tuple[Text, ...]
     items: tuple[ManifestItem, ...]
     files: dict[str, SourceFile]
+    previews: tuple[ManifestPreview, ...] = ()
 
     @property
     def fingerprints(self) -> set[str]:
         """Every entry it counts on."""
         images = {fingerprint for item in self.items for choices in item.sizes for fingerprint in choices}
-        return images | {text.fingerprint for text in self.texts}
+        previews = {preview.entry for preview in self.previews}
+        return images | previews | {text.fingerprint for text in self.texts}
 
 
 def cache_config(datasets: tuple[DatasetTable, ...], cache: CacheTable, token_length: int, seed: int) -> dict:
@@ -149,7 +163,17 @@ def make_manifest(plan: Plan, config: dict, vae: str, encoding: TextEncoding, lo
         )
         for item in plan.items
     )
-    return Manifest(config, vae, encoding.encoders, plan.subset_names, texts, items, _files(plan))
+    previews = tuple(
+        ManifestPreview(
+            plain(preview.request),
+            preview.mode,
+            preview.fingerprint,
+            encoding.fingerprint(preview.request.prompt),
+            None if preview.request.negative is None else encoding.fingerprint(preview.request.negative),
+        )
+        for preview in plan.previews
+    )
+    return Manifest(config, vae, encoding.encoders, plan.subset_names, texts, items, _files(plan), previews)
 
 
 def _files(plan: Plan) -> dict[str, SourceFile]:
@@ -159,6 +183,8 @@ def _files(plan: Plan) -> dict[str, SourceFile]:
         for picture in (pair.source, pair.target, pair.mask):
             if picture is not None and picture.known.stat is not None:
                 found[picture.blob.key] = _source_file(picture)
+    for preview in plan.previews:
+        found |= {picture.blob.key: _source_file(picture) for picture in preview.pictures}
     return found
 
 
@@ -185,6 +211,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "subsets": manifest.subsets,
         "texts": [astuple(text) for text in manifest.texts],
         "items": [[item.key, item.subset, item.texts, item.sizes] for item in manifest.items],
+        "previews": [astuple(preview) for preview in manifest.previews],
         "files": {key: [*asdict(file.stat).values(), file.sha256] for key, file in manifest.files.items()},
     }
     path = manifest_path(folder, manifest.config)
@@ -204,9 +231,10 @@ def read_manifest(path: Path) -> Manifest:
         )
         files = {key: SourceFile(FileStat(*value[:4]), value[4]) for key, value in content["files"].items()}
         texts = tuple(Text(*text) for text in content["texts"])
-        return Manifest(
-            content["config"], content["vae"], content["text_encoders"], tuple(content["subsets"]), texts, items, files
-        )
+        previews = tuple(ManifestPreview(*preview) for preview in content["previews"])
+        subsets = tuple(content["subsets"])
+        vae, encoders = content["vae"], content["text_encoders"]
+        return Manifest(content["config"], vae, encoders, subsets, texts, items, files, previews)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{path} cannot be read ({error}): run influx_cache.py again") from error
 

@@ -13,16 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from library.conditioning import Images
+from library.conditioning import MODES, Images
 from library.conditioning.item import Item
 from library.data.geometry import cut, fitted, same_aspect
-from library.data.images import read_alpha, read_mask, read_rgb
+from library.data.images import MASK_THRESHOLD, read_alpha, read_mask, read_rgb
 from library.data.masks import variants
 from library.data.pairs import Picture
+from library.data.previews import PlannedPreview
 from library.data.recipe import Recipe
 from library.errors import DataError
 
 CHANGE_THRESHOLD = 16  # of 255: JPEG's own noise stays below it
+WHITE = "#ffffff"
 CELL = 8  # pixels of one latent
 
 
@@ -50,6 +52,20 @@ def item_pixels(recipe: Recipe) -> ItemPixels:
     if changed is not None and recipe.mode.pictures_across > 1:
         changed = changed.repeat(1, recipe.mode.pictures_across)
     return ItemPixels(items, changed)
+
+
+def preview_item(preview: PlannedPreview) -> Item:
+    """The condition of a preview; one without an image is painted from the prompt alone."""
+    geometry = preview.geometry
+    if preview.image is None:
+        blank = torch.zeros(3, geometry.height, geometry.width)
+        return MODES[preview.mode].request(blank, torch.ones(1, geometry.height, geometry.width), preview.settings)
+    image = cut(read_rgb(_bytes(preview.image), preview.max_pixels, WHITE), geometry, None)
+    mask = None
+    if preview.mask is not None:
+        grey = cut(read_mask(_bytes(preview.mask), preview.max_pixels), geometry, "bilinear")
+        mask = torch.from_numpy(np.asarray(grey) >= MASK_THRESHOLD).float()[None]
+    return MODES[preview.mode].request(to_tensor(image), mask, preview.settings)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

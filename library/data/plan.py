@@ -20,6 +20,7 @@ from library.data.geometry import Geometry, crop_box
 from library.data.ledger import Ledger
 from library.data.masks import MaskSettings
 from library.data.pairs import Pair, blobs_of, contradictions, pair
+from library.data.previews import PlannedPreview
 from library.data.recipe import ImageEncoding, Look, Recipe, make_recipe
 from library.data.records import Record
 from library.data.report import Report
@@ -50,6 +51,7 @@ class Plan:
     items: tuple[PlannedItem, ...]
     subset_names: tuple[str, ...]
     notices: tuple[str, ...]
+    previews: tuple[PlannedPreview, ...] = ()
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -59,7 +61,9 @@ class Plan:
     @property
     def captions(self) -> list[str]:
         """Distinct captions, the empty one first: dropout needs it."""
-        return list(dict.fromkeys(["", *(text for item in self.items for text in item.captions)]))
+        of_items = (text for item in self.items for text in item.captions)
+        of_previews = (text for preview in self.previews for text in preview.texts)
+        return list(dict.fromkeys(["", *of_items, *of_previews]))
 
 
 def subset_names(datasets: tuple[DatasetTable, ...]) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Previews are cached with the data: prompts in kohya's formats, conditions as inference would make them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from library import caching
+from library.conditioning import MODES, ModeSettings
+from library.config.tables import SamplingTable
+from library.data.cached import open_cache
+from library.data.pixels import to_tensor
+from library.data.prompts import parse_line, preview_requests
+from library.errors import CacheError, ConfigError, DataError
+from library.models.base import Base
+from tests.caching.conftest import EDIT, SIDE, picture
+
+LINE = "a red circle, --ish --w 64 --h 48 --d 7 --s 9 --g 12.5 --l 1.5 --n blurred --ci data/in.png --mask data/m.png"
+
+
+def test_a_line_in_kohyas_format() -> None:
+    request = parse_line(LINE.replace(" --ish", ""), Path("/x"))
+    assert request.prompt == "a red circle," and request.negative == "blurred"
+    assert (request.width, request.height, request.seed, request.steps) == (64, 48, 7, 9)
+    assert (request.guidance, request.cfg_scale) == (12.5, 1.5)
+    assert (request.image, request.mask) == (Path("/x/data/in.png"), Path("/x/data/m.png"))
+
+
+@pytest.mark.parametrize("line", [LINE, "a --w many", "a --h 8", "a --s 0", "a --ci", "a --d 1.5"])
+def test_what_is_no_option_is_refused(line: str) -> None:
+    with pytest.raises(ValueError):
+        parse_line(line, Path("."))
+
+
+def test_the_three_formats_say_the_same(tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("# comment\n\na --w 64 --d 1\nb --w 32 --g 2\n")
+    (tmp_path / "p.toml").write_text(
+        "[prompt]\nwidth = 64\n[[prompt.subset]]\nprompt = 'a'\nseed = 1\n"
+        "[[prompt.subset]]\nprompt = 'b'\nwidth = 32\nguidance_scale = 2.0\n"
+    )
+    content = [{"prompt": "a", "width": 64, "seed": 1}, {"prompt": "b", "width": 32, "guidance_scale": 2}]
+    (tmp_path / "p.json").write_text(json.dumps(content))
+    found = {
+        preview_requests(SamplingTable(sample_prompts=tmp_path / f"p.{ending}")) for ending in ("txt", "toml", "json")
+    }
+    assert len(found) == 1 and len(found.pop()) == 2
+
+
+def test_everything_wrong_in_a_prompt_file_is_listed_at_once(tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("a --w 8\nb --ci nowhere.png\nc --zz 1\n")
+    with pytest.raises(DataError, match=r"(?s)3 things.*line 1.*line 3.*nowhere\.png"):
+        preview_requests(SamplingTable(sample_prompts=tmp_path / "p.txt"))
+
+
+def test_validation_lists_are_spread(tmp_path) -> None:
+    picture(1).save(tmp_path / "a.png")
+    table = SamplingTable(validation_prompt=("x", "y"), validation_image=(tmp_path / "a.png",), num_validation_images=2)
+    assert [(one.prompt, one.copy) for one in preview_requests(table)] == [("x", 0), ("x", 1), ("y", 0), ("y", 1)]
+    with pytest.raises(ConfigError, match="validation_prompt has 2"):
+        preview_requests(SamplingTable(validation_prompt=("x", "y"), validation_mask=(tmp_path / "a.png",) * 3))
+
+
+def test_previews_are_encoded_as_inference_would(pairs, configured, tmp_path, monkeypatch) -> None:
+    (tmp_path / "p.txt").write_text("red circle --ci data/train_A/0.png --n blue --d 5\n")
+    rest = '[sampling]\nsample_prompts = "p.txt"'
+    run = configured(rest=rest)
+    caching.run(run)
+    (preview,) = open_cache(run).previews
+    item = MODES["edit"].request(to_tensor(picture(0)), None, ModeSettings())
+    latents, _ = Base.open(run.model).load_vae(parts="encoder").encode(item.condition_pixels()[None])
+    torch.testing.assert_close(preview.condition.latents.float(), latents, atol=0.02, rtol=0.02)
+    assert preview.condition.mask.min() == 1 and preview.condition.mask.shape == (1, 1, SIDE, SIDE)
+    assert preview.request.seed == 5 and preview.negative is not None and preview.mode == "edit"
+    monkeypatch.setattr(Base, "load_vae", None)
+    monkeypatch.setattr(Base, "load_text_encoders", None)
+    caching.run(run)  # nothing left to encode
+    (tmp_path / "p.txt").write_text("green circle --ci data/train_A/0.png\n")
+    with pytest.raises(CacheError, match="sample prompts"):
+        open_cache(run)
+
+
+@pytest.mark.parametrize(
+    ("mode", "line", "reason"),
+    [
+        ("edit", "a", "needs a condition image"),
+        ("spatial", "a", "needs a condition image"),
+        ("mask", "a --ci data/train_A/0.png", "needs a mask"),
+        ("mask", "a --mask data/masks/0.png", "without --ci"),
+        ("edit", "a --ci data/train_A/0.png --mode paint", "unknown"),
+    ],
+)
+def test_previews_that_cannot_be_made_are_refused(mode, line, reason, pairs, configured, tmp_path) -> None:
+    (tmp_path / "p.txt").write_text(line + "\n")
+    subset = EDIT.replace('"edit"', f'"{mode}"') + ('mask_dir = "data/masks"' if mode == "mask" else "")
+    with pytest.raises(DataError, match=reason):
+        caching.run(configured(subset, rest='[sampling]\nsample_prompts = "p.txt"'))
+
+
+def test_a_mask_preview_without_an_image_paints_from_the_prompt(pairs, configured, tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("red --w 64 --h 32\n")
+    subset = 'image_dir = "data/train_A"\nmask_dir = "data/masks"\ninstance_prompt = "red"\nmode = "mask"'
+    run = configured(subset, rest='[sampling]\nsample_prompts = "p.txt"')
+    caching.run(run)
+    (preview,) = open_cache(run).previews
+    assert preview.condition.mask.shape == (1, 1, 32, 64) and preview.condition.mask.min() == 1
