@@ -54,7 +54,7 @@ def run_command(command: Command, job: Job, argv: Sequence[str]) -> int:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise
         advice = "Try a smaller resolution or batch, base_precision, blocks_to_swap, or vram_budget_gb."
-        return _report(_caused(OutOfMemory(f"out of memory: {error or 'RAM'}. {advice}"), error), debug)
+        return _report(_caused(OutOfMemory(f"out of memory: {str(error) or 'RAM'}. {advice}"), error), debug)
 
 
 def _report(error: UserError, debug: bool) -> int:

@@ -12,7 +12,7 @@ from library.config import catalogue
 from library.config.given import Given, Problems
 from library.config.rewrites import EXCLUSIVE, REWRITES, SPELLINGS, Rewrite
 from library.config.table import Command
-from library.config.values import CONTROL, from_text, show
+from library.config.values import CONTROL, from_text, show, split
 
 UNSET = object()
 """The value of a key given as an empty string."""
@@ -78,6 +78,8 @@ def _typed(one: Given, problems: Problems) -> Given:
         value = UNSET if parts == [""] else from_text(parts, key.field, key.info)
     if value == "":
         value = UNSET
+    if isinstance(value, str) and key.info.comma and key.name not in SPELLINGS:
+        value = split(value, key.info)
     if key.info.path in ("path", "model"):
         value = _paths(value, one, key.info.path == "model", problems)
     return replace(one, value=value, text=False)
