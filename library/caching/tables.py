@@ -18,25 +18,13 @@ def bucket_table(plan: Plan) -> str:
             found.setdefault(recipe.size, []).append(recipe)
     lines = ["  bucket      entries  cropped (mean, most)  enlarged most"]
     for (width, height), recipes in sorted(found.items(), key=lambda entry: -len(entry[1])):
-        cropped = [crop_share(recipe) for recipe in recipes]
+        cropped = [recipe.crop_share for recipe in recipes]
         mean, most = sum(cropped) / len(cropped), max(cropped)
         lines.append(
             f"  {f'{width}x{height}':<10}  {len(recipes):>7}  {mean:>11.1%}, {most:>6.1%}"
-            f"  {max(map(enlargement, recipes)):>12.2f}x"
+            f"  {max(recipe.enlargement for recipe in recipes):>12.2f}x"
         )
     return "\n".join(["buckets:", *lines])
-
-
-def crop_share(recipe: Recipe) -> float:
-    """Share of the picture's area that was cut off."""
-    left, top, right, bottom = recipe.geometry.box
-    return 1 - (right - left) * (bottom - top)
-
-
-def enlargement(recipe: Recipe) -> float:
-    """Scale from the file's pixels to the cached ones; above 1 is enlarged."""
-    left, _, right, _ = recipe.geometry.box
-    return recipe.geometry.width / (recipe.pair.frame[0] * (right - left))
 
 
 def subset_table(datasets: tuple[DatasetTable, ...], plan: Plan) -> str:

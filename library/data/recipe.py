@@ -75,6 +75,18 @@ class Recipe:
         return self.mode.canvas(self.geometry.width, self.geometry.height)
 
     @property
+    def crop_share(self) -> float:
+        """Share of the picture's area that is cut off."""
+        left, top, right, bottom = self.geometry.box
+        return 1 - (right - left) * (bottom - top)
+
+    @property
+    def enlargement(self) -> float:
+        """Scale from the file's pixels to the cached ones; above 1 is enlarged."""
+        left, _, right, _ = self.geometry.box
+        return self.geometry.width / (self.pair.frame[0] * (right - left))
+
+    @property
     def num_masks(self) -> int:
         """How many condition variants it has, at most."""
         if "mask" not in self.mode.takes:
