@@ -40,11 +40,13 @@ def sample(
     schedule: SigmaSchedule,
     steps: int,
     guidance: float,
+    negative: tuple[TextEmbeddings, float] | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """Denoise `noise` (B, 16, h, w) in `steps` Euler steps; returns latents in model space, float32.
 
-    `progress` is called with the number of each finished step. Raises NonFiniteError if the result is not a picture.
+    negative: a negative prompt and the scale of classifier-free guidance away from it, which doubles the work.
+    progress: called with the number of each finished step. Raises NonFiniteError if the result is not a picture.
     """
     device = transformer.device
     height, width = noise.shape[-2:]
@@ -55,6 +57,9 @@ def sample(
     for step, (sigma, next_sigma) in enumerate(pairwise(sigmas), start=1):
         t = latents.new_full((len(latents),), sigma)
         velocity = predict(transformer, latents, t, text, condition, guidance)
+        if negative is not None:
+            away = predict(transformer, latents, t, negative[0].to(device), condition, guidance)
+            velocity = away + negative[1] * (velocity - away)
         latents = euler_step(latents, velocity, sigma, next_sigma)
         if progress is not None:
             progress(step)
