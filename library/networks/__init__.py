@@ -31,8 +31,26 @@ def _lora(settings: Plan, target: Target, linear: Linear, draws: Draws, seed: in
     return make(settings.settings, target, linear, draws, seed)
 
 
+def _lycoris(settings: Plan, target: Target, linear: Linear, draws: Draws, seed: int) -> Adapter:
+    from library.networks.lycoris import make
+
+    return make(settings.settings, target, linear, draws, seed)
+
+
+def _full(settings: Plan, target: Target, linear: Linear, draws: Draws, seed: int) -> Adapter:
+    from library.networks.dense import make
+
+    return make(settings.settings, target, linear, draws)
+
+
 NETWORKS: dict[str, AdapterMaker] = {
     "lora": _lora,
+    "locon": _lora,
+    "loha": _lycoris,
+    "lokr": _lycoris,
+    "glora": _lycoris,
+    "diag-oft": _lycoris,
+    "full": _full,
 }
 """Every kind of network: how an adapter for one target is made. Torch is loaded by the first call."""
 
@@ -49,14 +67,14 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     linears = transformer.linears()
     settled = plan(table, {path: (linear.out_features, linear.in_features) for path, linear in linears.items()})
     draws = Draws()
-    make = NETWORKS[settled.settings.kind]
+    make = _lycoris if settled.settings.dora else NETWORKS[settled.settings.kind]
     adapters: dict[str, Adapter] = {}
     for target in settled.targets:
         adapters[target.module] = make(settled, target, linears[target.module], draws, seed)
     if settled.x_embedder:
         linear = linears["img_in"]
         adapters["img_in"] = DenseAdapter(
-            "img_in", (0, linear.out_features), linear.in_features, linear.device, bias=settled.x_embedder_bias
+            "img_in", [(0, linear.out_features)], linear.in_features, linear.device, bias=settled.x_embedder_bias
         )
     rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
     return Network(transformer, adapters, draws, "transformer", rates)

@@ -259,6 +259,10 @@ def _check_combination(settings: Settings, table: NetworkTable, values: dict[str
             "diag-oft files load in ComfyUI and LyCORIS only (Forge refuses the file, diffusers and sd-scripts ignore"
             " it). Set allow_comfy_only = true to accept that, or use lora, loha or lokr."
         )
+    if table.scale_weight_norms is not None and (kind == "diag-oft" or settings.dora):
+        raise ConfigError(
+            f"scale_weight_norms: the change of {'DoRA' if settings.dora else kind} cannot be scaled down"
+        )
     if settings.rslora and kind in ("diag-oft", "full"):
         raise ConfigError(f"use_rslora scales by the rank, and {kind} has none")
     if table.given("network_init") and kind not in ("lora", "locon"):

@@ -191,7 +191,7 @@ def _add(change: Change, place: names.Place, members: dict[str, Tensor], source:
 def _rows_of(place: names.Place, out_features: int, in_features: int) -> Rows:
     if place.part is None:
         return (0, out_features)
-    width = out_features if place.part < 3 else in_features
+    width = out_features if place.part < 3 else in_features or out_features // 4
     return (place.part * width, place.part * width + out_features)
 
 

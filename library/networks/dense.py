@@ -8,19 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.memory.linear import Adapter
+from library.memory.linear import Adapter, Linear
+from library.networks.arguments import Settings
 from library.networks.dropout import Draws, Dropout
 from library.networks.factors import Factors
 from library.networks.parts import Rows
+from library.networks.targets import Target
 
 
 class DenseAdapter(Adapter):
-    """y = W x + b + change x, on a range of rows; with ``bias`` also a change of the bias."""
+    """y = W x + b + change x, on row ranges; with ``bias`` also a change of the bias."""
 
     def __init__(
         self,
         module: str,
-        rows: Rows,
+        rows: list[Rows],
         in_features: int,
         device: torch.device,
         *,
@@ -33,8 +35,9 @@ class DenseAdapter(Adapter):
         self.rows = rows
         self.dropout = dropout or Dropout()
         self.draws = draws or Draws()
-        self.change = nn.Parameter(torch.zeros(rows[1] - rows[0], in_features, device=device))
-        self.bias_change = nn.Parameter(torch.zeros(rows[1] - rows[0], device=device)) if bias else None
+        height = sum(stop - start for start, stop in rows)
+        self.change = nn.Parameter(torch.zeros(height, in_features, device=device))
+        self.bias_change = nn.Parameter(torch.zeros(height, device=device)) if bias else None
 
     def forward(self, base_output: Tensor, x: Tensor) -> Tensor:
         bias = None if self.bias_change is None else self.bias_change.to(x.dtype)
@@ -42,11 +45,34 @@ class DenseAdapter(Adapter):
         mask = self.dropout.mask(self.name, update[..., :1], self.draws)
         if mask is not None:
             update = update * mask
-        start, stop = self.rows
-        if (start, stop) == (0, base_output.shape[-1]):
+        if self.rows == [(0, base_output.shape[-1])]:
             return base_output + update
-        return torch.cat([base_output[..., :start], base_output[..., start:stop] + update, base_output[..., stop:]], -1)
+        pieces, position, used = [], 0, 0
+        for start, stop in self.rows:
+            pieces.append(base_output[..., position:start])
+            pieces.append(base_output[..., start:stop] + update[..., used : used + stop - start])
+            position, used = stop, used + stop - start
+        return torch.cat([*pieces, base_output[..., position:]], dim=-1)
+
+    @torch.no_grad()
+    def clamp_norm(self, largest: float) -> tuple[int, float]:
+        """Scale the change down to ``largest`` if it exceeds it; returns (whether it did, its norm after it)."""
+        norm = float(self.change.norm())
+        if norm > largest:
+            self.change.mul_(largest / norm)
+        return int(norm > largest), min(norm, largest)
 
     def factors(self) -> list[tuple[Rows, Factors]]:
         """The change of the weight as it is."""
-        return [(self.rows, Factors("full", {"diff": self.change.detach()}))]
+        found, used = [], 0
+        for start, stop in self.rows:
+            found.append(((start, stop), Factors("full", {"diff": self.change.detach()[used : used + stop - start]})))
+            used += stop - start
+        return found
+
+
+def make(settings: Settings, target: Target, linear: Linear, draws: Draws) -> DenseAdapter:
+    """The kind `full`: every chosen weight trained whole."""
+    rows = sorted(rows for group in target.groups for rows in group)
+    dropout = Dropout(modules=settings.module_dropout)
+    return DenseAdapter(target.module, rows, target.in_features, linear.device, dropout=dropout, draws=draws)

@@ -177,12 +177,18 @@ def folded(factors: Factors) -> Factors:
     """The same change with alpha = rank: programs disagree about every other alpha."""
     if factors.kind in ("oft", "full"):
         return factors
-    tensors, scale = dict(factors.tensors), factors.scale
-    names = _SCALED.get(factors.kind) or ("lokr_w2" if "lokr_w2" in tensors else "lokr_w2_a")
+    return scaled(factors.kind, factors.tensors, factors.scale)
+
+
+def scaled(kind: str, tensors: dict[str, Tensor], scale: float) -> Factors:
+    """Factors whose product is multiplied by ``scale``, which goes into one of them; alpha = rank."""
+    tensors = dict(tensors)
+    names = _SCALED.get(kind) or ("lokr_w2" if "lokr_w2" in tensors else "lokr_w2_a")
     if scale != 1.0:
         for name in names if isinstance(names, tuple) else (names,):
             tensors[name] = tensors[name] * scale
-    return Factors(factors.kind, tensors, float(factors.rank))
+    plain = Factors(kind, tensors)
+    return Factors(kind, tensors, float(plain.rank))
 
 
 def exact_lora(delta: Tensor) -> Factors:

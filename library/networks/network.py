@@ -123,10 +123,9 @@ class Network(nn.Module):
         """Shrink changes larger than ``largest``; returns how many were, and the mean and largest norm after it."""
         clamped, norms = 0, []
         for adapter in self.adapters:
-            if hasattr(adapter, "clamp_norm"):
-                count, norm = adapter.clamp_norm(largest)
-                clamped += count
-                norms.append(norm)
+            count, norm = adapter.clamp_norm(largest)
+            clamped += count
+            norms.append(norm)
         return clamped, (sum(norms) / len(norms) if norms else 0.0), max(norms, default=0.0)
 
     @torch.no_grad()
