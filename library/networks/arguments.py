@@ -146,6 +146,7 @@ class Settings:
     dims: dict[str, int] = field(default_factory=dict)
     in_dims: dict[str, int] = field(default_factory=dict)
     train_blocks: str = "all"
+    export_rank: int | None = None
     algorithm: dict[str, object] = field(default_factory=dict)
 
     def scale_of(self, rank: int, alpha: float) -> float:
@@ -183,6 +184,7 @@ def resolve(table: NetworkTable) -> Settings:
         init=table.network_init,
         dims={name: values[name] for name in DIMS if name in values},
         in_dims=dict(zip(IN_DIMS, values.get("in_dims", ()))),
+        export_rank=table.export_rank,
         train_blocks=values.get("train_blocks", "all"),
         algorithm={name: values[name] for name in KIND_ARGUMENTS[kind] if name in values},
     )
@@ -251,6 +253,8 @@ def _check_combination(settings: Settings, table: NetworkTable, values: dict[str
         raise ConfigError("conv_dim and conv_alpha are for convolutions, and FLUX's transformer has none: remove them")
     if settings.train_blocks not in ("all", "double", "single"):
         raise ConfigError(f"network_args: train_blocks={settings.train_blocks} is none of all, double, single")
+    if table.export_rank is not None and kind != "full" and not settings.dora:
+        raise ConfigError(f"export_rank is for full and DoRA; {kind} is saved as it is")
     _check_dora(settings, values)
     if kind not in _DROPS_RANKS and (settings.rank_dropout or settings.dropout):
         raise ConfigError(f"{kind} has no ranks to drop: use module_dropout instead of the other two dropouts")

@@ -35,6 +35,7 @@ class DenseAdapter(Adapter):
         self.rows = rows
         self.dropout = dropout or Dropout()
         self.draws = draws or Draws()
+        self.export_rank: int | None = None
         height = sum(stop - start for start, stop in rows)
         self.change = nn.Parameter(torch.zeros(height, in_features, device=device))
         self.bias_change = nn.Parameter(torch.zeros(height, device=device)) if bias else None
@@ -75,4 +76,6 @@ def make(settings: Settings, target: Target, linear: Linear, draws: Draws) -> De
     """The kind `full`: every chosen weight trained whole."""
     rows = sorted(rows for group in target.groups for rows in group)
     dropout = Dropout(modules=settings.module_dropout)
-    return DenseAdapter(target.module, rows, target.in_features, linear.device, dropout=dropout, draws=draws)
+    adapter = DenseAdapter(target.module, rows, target.in_features, linear.device, dropout=dropout, draws=draws)
+    adapter.export_rank = settings.export_rank
+    return adapter

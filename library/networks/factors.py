@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.flow.draws import generator
+
 DOWN, UP = "lora_down.weight", "lora_up.weight"
 _MARKS = {
     "lora": UP,
@@ -205,6 +207,8 @@ def svd_lora(delta: Tensor, rank: int | None = None, energy: float | None = None
     Singular values are shared evenly by the two factors.
     """
     assert (rank is None) != (energy is None), "say either a rank or an energy"
+    if rank is not None and 4 * (rank + 8) < min(delta.shape):
+        return _leading_lora(delta.float(), rank)
     left, values, right = torch.linalg.svd(delta.float(), full_matrices=False)
     squares = values.square()
     total = squares.sum()
@@ -215,6 +219,30 @@ def svd_lora(delta: Tensor, rank: int | None = None, energy: float | None = None
     root = values[:rank].sqrt()
     error = (squares[rank:].sum() / total).sqrt().item() if total > 0 else 0.0
     return lora(right[:rank] * root[:, None], left[:, :rank] * root), error
+
+
+def _leading_lora(delta: Tensor, rank: int) -> tuple[Factors, float]:
+    """`svd_lora` for a rank far below the matrix's, without the other singular values."""
+    left, values, right = leading_directions(delta, rank, generator(0, "svd_lora"))
+    total = delta.square().sum()
+    lost = (total - values.square().sum()).clamp_min(0)
+    root = values.sqrt()
+    return lora(right.t() * root[:, None], left * root), float((lost / total).sqrt()) if total > 0 else 0.0
+
+
+def leading_directions(weight: Tensor, rank: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest singular triplets: left (out, r), values (r,), right (in, r).
+
+    A randomised subspace iteration (Halko et al. 2011, algorithm 4.4) whose start comes from ``draw``.
+    """
+    width = min(rank + 8, *weight.shape)
+    basis = weight @ torch.randn(weight.shape[1], width, generator=draw).to(weight.device)
+    for _ in range(4):
+        basis = torch.linalg.qr(weight.t() @ torch.linalg.qr(basis)[0])[0]
+        basis = weight @ basis
+    basis = torch.linalg.qr(basis)[0]
+    left, values, right = torch.linalg.svd(basis.t() @ weight, full_matrices=False)
+    return (basis @ left)[:, :rank], values[:rank], right[:rank].t()
 
 
 def as_lora(factors: Factors, rank: int | None = None, energy: float | None = None) -> tuple[Factors, float]:

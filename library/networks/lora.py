@@ -126,7 +126,9 @@ class LoraAdapter(Adapter):
         weight = linear.dequantized(torch.float32)
         for index, group in enumerate(self.target.groups):
             rows = torch.cat([weight[start:stop] for start, stop in group])
-            left, values, right = _leading_directions(rows, self.rank, generator(seed, "pissa", self.name, index))
+            left, values, right = arithmetic.leading_directions(
+                rows, self.rank, generator(seed, "pissa", self.name, index)
+            )
             root = (values / self.scale).sqrt()
             members = [pair for pair in self.pairs if pair.hidden[0] == index * self.rank]
             self.down[index * self.rank : (index + 1) * self.rank] = right.t() * root[:, None]
@@ -199,18 +201,6 @@ def _pairs(target: Target) -> tuple[Pair, ...]:
             pairs.append(Pair(hidden, (position, position + stop - start), (start, stop)))
             position += stop - start
     return tuple(pairs)
-
-
-def _leading_directions(weight: Tensor, rank: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """(left (out, r), values (r,), right (in, r)): a randomised SVD (Halko et al. 2011, algorithm 4.4), keyed."""
-    width = min(rank + 8, *weight.shape)
-    basis = weight @ torch.randn(weight.shape[1], width, generator=draw).to(weight.device)
-    for _ in range(4):
-        basis = torch.linalg.qr(weight.t() @ torch.linalg.qr(basis)[0])[0]
-        basis = weight @ basis
-    basis = torch.linalg.qr(basis)[0]
-    left, values, right = torch.linalg.svd(basis.t() @ weight, full_matrices=False)
-    return (basis @ left)[:, :rank], values[:rank], right[:rank].t()
 
 
 class _LoraLinear(torch.autograd.Function):

@@ -154,6 +154,7 @@ class DoraAdapter(LycorisAdapter):
 
     def __init__(self, target: Target, settings: Settings, dropout: Dropout, draws: Draws, linear: Linear, seed: int):
         super().__init__(target, settings, dropout, draws, linear, seed)
+        self.export_rank = settings.export_rank or 2 * target.rank
         self.on_output = bool(settings.algorithm.get("wd_on_output", True))
         weight = linear.dequantized(torch.float32)
         self.magnitude = nn.Parameter(weight.norm(dim=1 if self.on_output else 0, keepdim=True))

@@ -5,6 +5,7 @@ and nothing trainable is left out of the optimizer.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +17,9 @@ from library.flow.draws import Key
 from library.memory.linear import Adapter, Linear
 from library.networks.change import Change
 from library.networks.dropout import Draws
-from library.networks.factors import Factors
+from library.networks.factors import Factors, as_lora
 
+logger = logging.getLogger(__name__)
 Role = Literal["transformer", "x_embedder", "text_encoder"]
 
 
@@ -130,16 +132,27 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def export(self) -> Change:
-        """What the network adds to the model, in fp32 on the CPU; alpha = rank, scale folded in."""
-        change = Change()
+        """What the network adds to the model, in fp32 on the CPU; alpha = rank, scale folded in.
+
+        A change that is no product of factors (the kind `full`, DoRA) becomes a LoRA where it has an `export_rank`;
+        what that loses is logged.
+        """
+        change, errors = Change(), {}
         linears = self._linears()
         for path, adapter in self.by_path.items():
             change.sizes[path] = (linears[path].out_features, linears[path].in_features)
             for rows, factors in adapter.factors():
+                rank = getattr(adapter, "export_rank", None)
+                if rank is not None:
+                    factors, errors[path] = as_lora(factors, rank)
                 tensors = {name: tensor.detach().float().cpu().clone() for name, tensor in factors.tensors.items()}
                 change.entries[(path, rows)] = Factors(factors.kind, tensors, factors.alpha)
             if getattr(adapter, "bias_change", None) is not None:
                 change.biases[path] = adapter.bias_change.detach().float().cpu().clone()
+        if errors:
+            worst = max(errors, key=errors.get)
+            mean = sum(errors.values()) / len(errors)
+            logger.info("saved as LoRA: relative error %.2g on average, %.2g at worst (%s)", mean, errors[worst], worst)
         return change
 
     def trained_alphas(self) -> dict[str, float]:

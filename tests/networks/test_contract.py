@@ -18,8 +18,8 @@ EXTRA = {
         {"allow_comfy_only": True},
         {"allow_comfy_only": True, "network_args": ("rescaled=true", "constraint=1")},
     ],
-    "lora": [{}, {"use_dora": True}, {"use_rslora": True}],
-    "loha": [{}, {"use_dora": True}, {"use_rslora": True}],
+    "lora": [{}, {"use_dora": True, "export_rank": 64}, {"use_rslora": True}],
+    "loha": [{}, {"use_dora": True, "export_rank": 64}, {"use_rslora": True}],
 }  # fmt: skip
 TABLES = [
     {"network_module": kind, "network_dim": 4, "network_alpha": None if kind == "diag-oft" else 2.0, **more}
@@ -164,3 +164,17 @@ def test_norms_can_be_clamped_or_the_key_is_refused(model, table: dict, layout: 
         weight = model.get_submodule(module).weight[rows[0] : rows[1]]
         assert float(factors.delta(weight).norm()) < 0.0101, (module, rows)
     assert network.clamp_norms(0.02)[0] == 0
+
+
+@pytest.mark.parametrize("table", [{"use_dora": True}, {"network_module": "full"}], ids=["dora", "full"])
+def test_what_a_smaller_export_rank_loses_is_said(model, caplog, table: dict) -> None:
+    network = network_on(model, network_dim=2, export_rank=3, **table)
+    with caplog.at_level("INFO", "library.networks.network"):
+        change = network.export()
+    assert {factors.rank for factors in change.entries.values()} == {3}
+    assert "relative error" in caplog.text
+    exact = dict(network.by_path["double_blocks.0.img_mlp.0"].factors())
+    ((rows, factors),) = exact.items()
+    values = torch.linalg.svdvals(factors.delta())
+    lost = (factors.delta() - change.entries[("double_blocks.0.img_mlp.0", rows)].delta()).norm()
+    assert abs(float(lost) - float(values[3:].norm())) < 1e-4

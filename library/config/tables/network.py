@@ -66,6 +66,9 @@ class NetworkTable(Table):
     """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     use_dora: bool = key(False)
     """Train magnitude and direction apart (DoRA). Not over a quantised base."""
+    export_rank: int | None = key(None, ge=1)
+    """Rank of the LoRA that `full` or DoRA is saved as; what that loses is printed. If not set, `full` is saved without
+    loss, DoRA at twice network_dim."""
     scale_weight_norms: float | None = key(None, gt=0)
     """Largest norm of a module's change; larger ones are scaled down after each step."""
     network_init: Literal["kaiming", "gaussian", "pissa"] = key("gaussian", kohya="kaiming")
