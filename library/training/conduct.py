@@ -13,7 +13,8 @@ from library.training.keeper import Keeper, on_view
 from library.training.logbook import Logbook
 from library.training.loop import StepResult, Trained
 from library.training.metrics import read
-from library.training.report import Column, Page, Row
+from library.training.pictures import Painter
+from library.training.report import Page
 from library.training.saving import Moment
 from library.training.validation import gain
 
@@ -21,19 +22,8 @@ log = logging.getLogger(__name__)
 REPORT_SECONDS = 30.0  # between two rewrites of the report
 BEST = "-best"
 
-Previews = Callable[[int], "Gallery"]
-"""Makes the previews of a step and returns everything made so far."""
 Measure = Callable[[], dict[str, float]]
-"""Measures on held-out items."""
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Previews so far, as the report shows them, and the newest ones by name."""
-
-    columns: tuple[Column, ...] = ()
-    rows: tuple[Row, ...] = ()
-    newest: dict[str, Path] | None = None
+"""The loss on held-out items."""
 
 
 @dataclass
@@ -47,9 +37,8 @@ class Conduct:
     logbook: Logbook
     num_steps: int
     dataset_facts: tuple[tuple[str, str], ...]
-    previews: Previews | None = None
+    painter: Painter
     measure: Measure | None = None
-    gallery: Gallery = Gallery()
     _reported: float = 0.0
 
     def begin(self) -> None:
@@ -86,12 +75,10 @@ class Conduct:
         self.logbook.close()
 
     def _preview(self) -> None:
-        if self.previews is None:
-            return
         step = self.trained.progress.step
         with on_view(self.trained):
-            self.gallery = self.previews(step)
-        self.logbook.pictures(step, self.gallery.newest or {})
+            made = self.painter.preview(step)
+        self.logbook.pictures(step, made)
 
     def _measured(self, result: StepResult, last: bool) -> bool:
         table, progress = self.run.validation, self.trained.progress
@@ -103,7 +90,7 @@ class Conduct:
         if not last and not due(progress.step, result, progress.epoch, table.validate_every_n_steps, every_epochs):
             return False
         with on_view(self.trained):
-            values = self.measure()
+            values = self.measure() | self.painter.score(progress.step)
         self.logbook.numbers(progress.step, values)
         log.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         better = gain(table.best_metric, values, progress.best)
@@ -123,6 +110,7 @@ class Conduct:
         if not self.run.logging.report_html or (not force and time.monotonic() - self._reported < REPORT_SECONDS):
             return
         self._reported = time.monotonic()
+        gallery = self.painter.gallery()
         settings = tuple((s.place, str(s.value), s.origin) for s in resolved.settings(self.run))
         report.write(
             self.folder,
@@ -132,8 +120,8 @@ class Conduct:
                 step=self.trained.progress.step,
                 total=self.num_steps,
                 metrics=read(self.logbook.metrics.path),
-                columns=self.gallery.columns,
-                rows=self.gallery.rows,
+                columns=gallery.columns,
+                rows=gallery.rows,
                 dataset=self.dataset_facts,
                 configuration=settings,
             ),

@@ -3,55 +3,26 @@
 What the user gave is checked first, then the output folder and the cache; weights come last.
 """
 
-import contextlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 
-from library.config import resolved
 from library.config.run import Run
-from library.data.cached import CachedDataset, open_cache
 from library.errors import OutOfMemory, Stopped
+from library.memory.device import choose_device
 from library.models import setup
-from library.models.base import Base
-from library.networks.metadata import now
-from library.training import assemble, processes, rates, signals, start, trackers
+from library.training import assemble, processes, rates, signals, trackers
 from library.training.conduct import Conduct
-from library.training.description import describe_run, file_dtype
-from library.training.facts import bucket_counts, dataset_facts
-from library.training.keeper import Keeper
-from library.training.logbook import Logbook
-from library.training.loop import Trained, Trainer
+from library.training.equipment import equip
+from library.training.loop import Trainer
 from library.training.objective import Objective
 from library.training.optimizers import OptimizerChoice
 from library.training.out_of_memory import advice, is_out_of_memory
 from library.training.prediction import Predictor
-from library.training.processes import World
-from library.training.run_folder import RunFolder, fresh_folder
-from library.training.signals import StopRequests
-from library.training.start import Start
-from library.training.validation import measure
+from library.training.site import Site, opened
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a run happens: the processes and device, its data, its base, and (on the main process) its folder."""
-
-    run: Run
-    world: World
-    device: torch.device
-    dataset: CachedDataset
-    base: Base
-    start: Start
-    output: RunFolder | None
-    stop: StopRequests
-    mixed: str
 
 
 def train(run: Run) -> int:
@@ -60,38 +31,19 @@ def train(run: Run) -> int:
     trackers.wanted(run.logging.report_to)
     assemble.schedule_arguments(run.optimizer)
     world = processes.world_from_environment(run.training.local_rank)
-    device = processes.choose_device(run.training.device, world)
+    device = choose_device(run.training.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32
     if signals.was_launched():
         signals.die_with_parent()
     processes.join(world, device)
     try:
-        with _site(run, world, device) as site:
+        with opened(run, world, device) as site:
             if site.start.done:
                 log.info("%s", site.start.done)
                 return 0
             return _train(site, choice)
     finally:
         processes.leave(world)
-
-
-@contextlib.contextmanager
-def _site(run: Run, world: World, device: torch.device) -> Iterator[Site]:
-    folder = processes.from_main(_folder(run), world)
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
-        dataset = open_cache(run)
-        stack.callback(dataset.close)
-        base = Base.open(run.model)
-        begun = start.decide(run, output, dataset, base) if output is not None else None
-        begun = processes.from_main(begun, world)
-        stop = stack.enter_context(StopRequests(folder))
-        mixed = assemble.precision(run.training, device)
-        yield Site(run, world, device, dataset, base, begun, output, stop, mixed)
-
-
-def _folder(run: Run) -> Path:
-    return fresh_folder(run.saving.output_dir, run.saving.output_name) if run.command.fresh else run.saving.output_dir
 
 
 def _train(site: Site, choice: OptimizerChoice) -> int:
@@ -102,13 +54,13 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     data = assemble.make_data(
         site.dataset, site.world, trained.progress, site.start.seed, saved, run.training.dataloader_num_workers
     )
-    num_steps = assemble.num_steps(run.training, data, trained.progress)
-    schedule = assemble.make_schedule(run.optimizer, num_steps)
+    schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
+    objective = Objective(run.training, site.start.seed)
     trainer = Trainer(
-        trained, data, Predictor(transformer), Objective(run.training, site.start.seed), schedule, run.training,
-        run.optimizer, site.world, site.device, run.network.scale_weight_norms,
+        trained, data, Predictor(transformer), objective, schedule, run.training, run.optimizer, site.world,
+        site.device, run.network.scale_weight_norms,
     )  # fmt: skip
-    conduct = _conduct(site, trainer) if site.output is not None else None
+    conduct = equip(site, trainer, transformer) if site.output is not None else None
     try:
         finished = _steps(site, trainer, conduct)
     except BaseException as error:
@@ -116,7 +68,7 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
             conduct.close(f"stopped ({type(error).__name__})")
         raise
     if conduct is not None:
-        _finish(site, trained, conduct, finished)
+        _finish(site, conduct, finished)
     processes.wait_for_all(site.world)
     return 0
 
@@ -158,9 +110,9 @@ def _agree(site: Site, early: bool) -> tuple[int, bool]:
 
 def _stopped(site: Site, conduct: Conduct | None, code: int) -> Stopped:
     if conduct is None:
-        return Stopped("stopped, as the main process was asked to", code)
+        return Stopped("stopped together with the main process", code)
     saved = conduct.keeper.interrupted()
-    reason = site.stop.reason or "a signal"
+    reason = site.stop.reason or "a signal to another process"
     step = conduct.trained.progress.step
     return Stopped(
         f"stopped by {reason} after step {step} of {conduct.num_steps}. Network and state are saved ({saved}). "
@@ -175,46 +127,19 @@ def _out_of_memory(site: Site, trainer: Trainer, conduct: Conduct | None, error:
     if site.device.type == "cuda":
         torch.cuda.empty_cache()
     kept = ""
-    if conduct is not None and not trainer.stepping:
+    if conduct is not None and not trainer.stepping and trainer.trained.progress.step > 0:
         kept = f" The state is saved ({conduct.keeper.interrupted()})."
     return OutOfMemory(advice(error, trainer.bucket, site.run.memory, site.device) + kept)
 
 
-def _conduct(site: Site, trainer: Trainer) -> Conduct:
-    run, folder, trained = site.run, site.start.folder, trainer.trained
-    buckets = bucket_counts(site.dataset)
-    largest = max(buckets, key=lambda size: size[0] * size[1])
-
-    describe = partial(
-        describe_run, run, site.base, trained.network, trained.progress, site.start.seed, len(site.dataset.items),
-        now(), largest,
-    )  # fmt: skip
-    keeper = Keeper(
-        run.saving, folder, trained, file_dtype(run, site.mixed), site.start.seed, site.start.identity, describe,
-        lambda: trainer.data.epochs.segments(trained.progress.epoch, trained.progress.position),
-    )  # fmt: skip
-    settings = {setting.place: str(setting.value) for setting in resolved.changed(run)}
-    opened = trackers.build(run.logging, folder, run.saving.output_name, settings, trained.progress.step)
-    num_steps = trainer.schedule.num_steps
-    logbook = Logbook(folder, opened, run.logging.log_every_n_steps, trained.progress.step, num_steps)
-    facts = dataset_facts(site.dataset, buckets)
-    held_out = partial(_measure, site, trainer) if site.dataset.held_out_items else None
-    return Conduct(run, folder, trained, keeper, logbook, num_steps, facts, None, held_out)
-
-
-def _measure(site: Site, trainer: Trainer) -> dict[str, float]:
-    table = site.run.validation
-    batches = site.dataset.held_out_batches(table.max_validation_steps)
-    guidance = site.run.training.guidance_scale
-    return measure(trainer.predict, batches, table.validation_timesteps, site.start.seed, guidance, site.device)
-
-
-def _finish(site: Site, trained: Trained, conduct: Conduct, finished: bool) -> None:
+def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     assert site.output is not None
     conduct.finish()
     conduct.close("finished" if finished else "finished early")
     record = site.output.record()
     assert record is not None
-    steps, epochs = trained.progress.step, trained.progress.epoch
-    site.output.write_record(replace(record, finished_steps=steps, finished_epochs=epochs))
-    log.info("finished after %d steps: %s", steps, site.start.folder / f"{site.run.saving.output_name}.safetensors")
+    progress = conduct.trained.progress
+    site.output.write_record(replace(record, finished_steps=progress.step, finished_epochs=progress.epoch))
+    log.info(
+        "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
+    )

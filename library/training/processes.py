@@ -4,6 +4,7 @@ Only the trained parameters have gradients, some tens of megabytes, so one sum o
 all the communication a run needs: no wrapper around the model, and the same code for one process and for many.
 """
 
+import datetime
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,28 +46,16 @@ def world_from_environment(local_rank: int = -1) -> World:
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
-def choose_device(wanted: str | None, world: World) -> torch.device:
-    """The wanted device, else this process's GPU, else Apple's, else the CPU."""
-    if wanted is not None:
-        try:
-            device = torch.device(wanted)
-        except RuntimeError as error:
-            raise ConfigError(f"device = {wanted!r}: {error}") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f'device = {wanted!r}, but this torch sees no GPU; remove the key or use "cpu"')
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda", world.local_rank % torch.cuda.device_count())
-    return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
-
-
 def join(world: World, device: torch.device) -> None:
     """Meet the other processes. Does nothing for a run of one."""
     if world.size == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size)
+    # the others wait while the main process paints previews: longer than the usual ten minutes on slow machines
+    patience = datetime.timedelta(hours=3)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=patience)
 
 
 def leave(world: World) -> None:

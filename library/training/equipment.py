@@ -1,0 +1,85 @@
+"""What a run shows and writes, put together from its tables: keeper, painter, logbook, measurements."""
+
+from functools import partial
+
+import torch
+
+from library.config import resolved
+from library.models.flux import FluxTransformer
+from library.networks.metadata import now
+from library.previews import PreviewSettings
+from library.training import trackers
+from library.training.conduct import Conduct
+from library.training.description import describe_run, file_dtype
+from library.training.facts import bucket_counts, dataset_facts
+from library.training.keeper import Keeper
+from library.training.logbook import Logbook
+from library.training.loop import Trainer
+from library.training.pictures import Painter
+from library.training.site import Site
+from library.training.validation import measure
+
+VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct:
+    """Everything around the steps."""
+    run, folder, trained = site.run, site.start.folder, trainer.trained
+    buckets = bucket_counts(site.dataset)
+    num_steps, step = trainer.schedule.num_steps, trained.progress.step
+    settings = {setting.place: str(setting.value) for setting in resolved.changed(run)}
+    opened = trackers.build(run.logging, folder, run.saving.output_name, settings, step)
+    logbook = Logbook(folder, opened, run.logging.log_every_n_steps, step, num_steps)
+    held_out = partial(_measure, site, trainer) if site.dataset.held_out_items else None
+    return Conduct(
+        run,
+        folder,
+        trained,
+        _keeper(site, trainer, max(buckets, key=lambda size: size[0] * size[1])),
+        logbook,
+        num_steps,
+        dataset_facts(site.dataset, buckets),
+        Painter(
+            site.dataset, site.base, preview_settings(site), folder, transformer, run.validation.validation_generate
+        ),
+        held_out,
+    )
+
+
+def _keeper(site: Site, trainer: Trainer, largest: tuple[int, int]) -> Keeper:
+    run, trained = site.run, trainer.trained
+    describe = partial(
+        describe_run, run, site.base, trained.network, trained.progress, site.start.seed, len(site.dataset.items),
+        now(), largest,
+    )  # fmt: skip
+    progress = trained.progress
+    return Keeper(
+        run.saving,
+        site.start.folder,
+        trained,
+        file_dtype(run, site.mixed),
+        site.start.seed,
+        site.start.identity,
+        describe,
+        lambda: trainer.data.epochs.segments(progress.epoch, progress.position),
+    )
+
+
+def preview_settings(site: Site) -> PreviewSettings:
+    """What previews are made with: the configuration's values, else the base's."""
+    table, defaults = site.run.sampling, site.base.defaults
+    return PreviewSettings(
+        steps=table.sample_steps or defaults.sample_steps,
+        guidance=defaults.sample_guidance_scale if table.sample_guidance_scale is None else table.sample_guidance_scale,
+        seed=site.start.seed if table.sample_seed is None else table.sample_seed,
+        name=site.run.saving.output_name,
+        vae_dtype=VAE_PRECISIONS[site.run.cache.vae_dtype],
+        vae_tiling=site.run.cache.vae_tiling,
+    )
+
+
+def _measure(site: Site, trainer: Trainer) -> dict[str, float]:
+    table = site.run.validation
+    batches = site.dataset.held_out_batches(table.max_validation_steps)
+    guidance = site.run.training.guidance_scale
+    return measure(trainer.predict, batches, table.validation_timesteps, site.start.seed, guidance, site.device)

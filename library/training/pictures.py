@@ -1,0 +1,164 @@
+"""Pictures a run makes of itself: previews of cached prompts, and held-out items painted and scored.
+
+Held-out pictures are scored against what the VAE makes of their target's latents, so the VAE's own loss is no part of
+the score. The VAE's decoder is in memory only while it decodes.
+"""
+
+import importlib.util
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from library.conditioning import MODES
+from library.data.batches import Batch
+from library.data.cached import CachedDataset
+from library.data.plan import all_subsets
+from library.errors import NonFiniteError
+from library.memory.device import release
+from library.models.base import Base
+from library.models.flux import FluxTransformer
+from library.previews import FOLDER, Previews, PreviewSettings
+from library.sampling.denoise import initial_noise, sample
+from library.sampling.pixels import save_png, to_bytes
+from library.training.report import Column, Row
+from library.training.scores import SCORES
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures so far, as the report shows them."""
+
+    columns: tuple[Column, ...] = ()
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class HeldOutItem:
+    """One held-out item's files."""
+
+    caption: str
+    stem: str
+    folder: Path
+
+    @property
+    def source(self) -> Path:
+        """What the model is shown."""
+        return self.folder / f"{self.stem}_source.png"
+
+    @property
+    def target(self) -> Path:
+        """What it should paint."""
+        return self.folder / f"{self.stem}_target.png"
+
+    def painted(self, step: int) -> Path:
+        """What it painted at a step."""
+        return self.folder / f"{self.stem}_{step:08d}.png"
+
+    def pictures(self) -> dict[int, Path]:
+        """Everything painted so far, by step."""
+        pattern = re.compile(re.escape(self.stem) + r"_(\d{8})\.png")
+        matches = [(pattern.fullmatch(path.name), path) for path in self.folder.glob(f"{self.stem}_*.png")]
+        return {int(match[1]): path for match, path in matches if match}
+
+
+class Painter:
+    """Makes previews and held-out pictures of one run."""
+
+    def __init__(
+        self,
+        dataset: CachedDataset,
+        base: Base,
+        settings: PreviewSettings,
+        folder: Path,
+        transformer: FluxTransformer,
+        num_held_out: int,
+    ):
+        self.dataset, self.base, self.settings, self.transformer = dataset, base, settings, transformer
+        self.folder = folder / FOLDER
+        self.previews = Previews(dataset.previews, base, settings, folder)
+        self.num_held_out = num_held_out
+        self.items: dict[str, HeldOutItem] = {}
+        subsets = all_subsets(dataset.datasets)
+        self._modes = {item.key: subsets[item.subset].mode for item in dataset.held_out_items}
+        self._lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def preview(self, step: int) -> dict[str, Path]:
+        """Paint the previews of a step."""
+        return self.previews.make(self.transformer, step) if self.previews.cached else {}
+
+    def score(self, step: int) -> dict[str, float]:
+        """Paint held-out items and score them; the mean of each score."""
+        if not self.num_held_out:
+            return {}
+        painted = [(batch, self._paint(batch)) for batch in self.dataset.held_out_batches(self.num_held_out)]
+        release(self.transformer.device)
+        vae = self.base.load_vae(self.transformer.device, self.settings.vae_dtype, parts="decoder")
+        if self.settings.vae_tiling:
+            vae.model.enable_tiling()
+        totals: dict[str, list[float]] = {}
+        for batch, latents in painted:
+            for row in range(len(batch) if latents is not None else 0):
+                for name, value in self._scored(vae, batch, latents, row, step).items():
+                    totals.setdefault(f"validation_{name}", []).append(value)
+        del vae
+        release(self.transformer.device)
+        return {name: sum(values) / len(values) for name, values in totals.items()}
+
+    def _paint(self, batch: Batch) -> Tensor | None:
+        settings = self.settings
+        seeds = [settings.seed + row for row in range(len(batch))]
+        try:
+            return sample(
+                self.transformer, batch.condition, batch.text, initial_noise(seeds, batch.condition),
+                schedule=self.previews.schedule, steps=settings.steps, guidance=settings.guidance,
+            ).cpu()  # fmt: skip
+        except NonFiniteError as error:
+            log.warning("held-out items are not scored: %s", error)
+            return None
+
+    def _scored(self, vae, batch: Batch, latents: Tensor, row: int, step: int) -> dict[str, float]:
+        """Write one picture (and, once, its source and target), and score it."""
+        key = batch.item_keys[row]
+        item = self.items.setdefault(
+            key, HeldOutItem(batch.captions[row], f"{self.settings.name}_val{len(self.items):02d}", self.folder)
+        )
+        crop = MODES[self._modes[key]].result
+        target = crop(vae.decode(batch.mean[row : row + 1].float()))[0]
+        painted = crop(vae.decode(latents[row : row + 1]))[0]
+        if not item.target.exists():
+            _write(target, item.target, item.caption)
+            _write(vae.decode(batch.condition.latents[row : row + 1].float())[0], item.source, item.caption)
+        _write(painted, item.painted(step), item.caption)
+        a, b = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) for pixels in (painted, target))
+        return {name: score(a, b) for name, score in SCORES.items()} | self._perceptual(a, b)
+
+    def _perceptual(self, a: Tensor, b: Tensor) -> dict[str, float]:
+        """LPIPS, where the `lpips` package is installed."""
+        if importlib.util.find_spec("lpips") is None:
+            return {}
+        if self._lpips is None:
+            import lpips
+
+            self._lpips = lpips.LPIPS(net="alex", verbose=False)
+        with torch.no_grad():
+            return {"lpips": float(self._lpips(a[None] * 2 - 1, b[None] * 2 - 1))}
+
+    def gallery(self) -> Gallery:
+        """Previews first, then held-out items; one row for each step."""
+        strips = [(Column(strip.prompt, strip.source), strip.pictures) for strip in self.previews.strips()]
+        strips += [(Column(i.caption, i.source, i.target), i.pictures()) for i in self.items.values()]
+        steps = sorted({step for _, pictures in strips for step in pictures})
+        rows = tuple(Row(step, tuple(pictures.get(step) for _, pictures in strips)) for step in steps)
+        return Gallery(tuple(column for column, _ in strips), rows)
+
+
+def _write(pixels: Tensor, path: Path, caption: str) -> None:
+    save_png(Image.fromarray(to_bytes(pixels[None])[0].numpy()), path, {"prompt": caption})

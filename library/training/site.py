@@ -1,0 +1,54 @@
+"""Where a run happens, checked and opened before any weight is loaded: processes, folder, cache, base."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from library.config.run import Run
+from library.data.cached import CachedDataset, open_cache
+from library.models.base import Base
+from library.training import assemble, processes, start
+from library.training.processes import World
+from library.training.run_folder import RunFolder, fresh_folder
+from library.training.signals import StopRequests
+from library.training.start import Start
+
+
+@dataclass(frozen=True)
+class Site:
+    """`output` is the locked folder, on the main process alone. `mixed`: the precision of the arithmetic."""
+
+    run: Run
+    world: World
+    device: torch.device
+    dataset: CachedDataset
+    base: Base
+    start: Start
+    output: RunFolder | None
+    stop: StopRequests
+    mixed: str
+
+
+@contextlib.contextmanager
+def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
+    """Lock the folder, check the cache, and decide what to do."""
+    folder = processes.from_main(_folder(run), world)
+    assert isinstance(folder, Path)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
+        dataset = open_cache(run)
+        stack.callback(dataset.close)
+        base = Base.open(run.model)
+        begun = start.decide(run, output, dataset, base) if output is not None else None
+        begun = processes.from_main(begun, world)
+        assert isinstance(begun, Start)
+        stop = stack.enter_context(StopRequests(folder))
+        mixed = assemble.precision(run.training, device)
+        yield Site(run, world, device, dataset, base, begun, output, stop, mixed)
+
+
+def _folder(run: Run) -> Path:
+    return fresh_folder(run.saving.output_dir, run.saving.output_name) if run.command.fresh else run.saving.output_dir
