@@ -20,7 +20,9 @@ from library.files import sha256_file
 from library.models.checkpoint_file import TransformerFile
 from library.models.hub import component_folder
 from library.models.readers import Reader, SafetensorsReader, weight_files
+from library.models.scaled_fp8 import Unscaled
 from library.models.shape import FluxShape
+from library.models.single_files import component_file
 
 if TYPE_CHECKING:
     import torch
@@ -110,9 +112,10 @@ class Base:
         if part == "vae":
             return _files_of(self._path("ae", "vae"), "diffusion_pytorch_model", self.table.variant)
         found = []
-        for key, folder, tokenizer_key, tokenizer in TEXT_PARTS:
-            found += _files_of(self._path(key, folder), "model", self.table.variant)
-            found += sorted(file for file in self._tokenizer(tokenizer_key, tokenizer).iterdir() if file.is_file())
+        for part_of_text in TEXT_PARTS:
+            found += _files_of(self._path(part_of_text.key, part_of_text.folder), "model", self.table.variant)
+            folder = self._tokenizer(part_of_text)
+            found += sorted(file for file in folder.iterdir() if file.is_file()) if folder else []
         return found
 
     def identity(self, part: Part) -> str:
@@ -143,25 +146,29 @@ class Base:
         from library.models.vae import Vae
 
         path = self._path("ae", "vae")
-        reader, config = _component(path, "diffusion_pytorch_model", self.table.variant)
+        reader, config = _component(path, "diffusion_pytorch_model", self.table.variant, "ae")
         return Vae.load(reader, config, device, dtype or torch.float32, parts)
 
-    def load_text_encoders(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> TextEncoders:
-        """CLIP-L and T5 with their tokenizers, in `dtype` (float32 if not given)."""
+    def load_text_encoders(
+        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, layerwise: bool = False
+    ) -> TextEncoders:
+        """CLIP-L and T5 with their tokenizers, in `dtype` (float32 if not given).
+
+        layerwise: keep T5 in RAM and bring one layer at a time to the device, for cards that cannot hold it.
+        """
         import torch
 
         from library.models import text
 
         loaded, tokenizers = [], []
-        for (key, folder, tokenizer_key, tokenizer), load in zip(TEXT_PARTS, (text.load_clip, text.load_t5)):
-            reader, config = _component(self._path(key, folder), "model", self.table.variant)
-            model = load(reader, config, device, dtype or torch.float32)
-            loaded.append(model)
-            kind = "clip" if key == "clip_l" else "t5"
-            tokenizers.append(
-                text.load_tokenizer(self._tokenizer(tokenizer_key, tokenizer), kind, model.config.vocab_size)
-            )
-        return text.TextEncoders(*loaded, *tokenizers, torch.device(device))
+        for part, load in zip(TEXT_PARTS, (text.load_clip, text.load_t5)):
+            reader, config = _component(self._path(part.key, part.folder), "model", self.table.variant, part.key)
+            place = "cpu" if layerwise and part.kind == "t5" else device
+            loaded.append(load(reader, config, place, dtype or torch.float32))
+            rows = loaded[-1].config.vocab_size
+            folder = self._tokenizer(part) or text.built_in_tokenizer(part.kind, rows)
+            tokenizers.append(text.load_tokenizer(folder, part.kind, rows))
+        return text.TextEncoders(*loaded, *tokenizers, torch.device(device), layerwise)
 
     def _path(self, key: str, folder: str) -> Path:
         """A part's own path, or its folder in the base."""
@@ -172,24 +179,44 @@ class Base:
             raise ModelError(f"{self.name} holds the transformer alone: set {key} to a folder or file as well")
         return self._folder(folder)
 
-    def _tokenizer(self, key: str, folder: str) -> Path:
-        given = getattr(self.table, key)
-        return Path(given) if given is not None else self._folder(folder)
+    def _tokenizer(self, part: TextPart) -> Path | None:
+        """The tokenizer's folder; None where the built-in one has to do (a text encoder given as a single file)."""
+        given = getattr(self.table, part.tokenizer_key)
+        if given is not None:
+            return Path(given)
+        own = getattr(self.table, part.key)
+        if own is not None and Path(own).is_file():
+            return None
+        return None if self.is_single_file or not self.name else self._folder(part.tokenizer)
 
     def _folder(self, name: str) -> Path:
         """A component's folder, downloaded from the hub if the base is a hub id."""
         return component_folder(self.table, name)
 
 
+@dataclass(frozen=True)
+class TextPart:
+    """A text encoder: the keys that name it and its tokenizer, and their folders in a base."""
+
+    kind: str
+    key: str
+    folder: str
+    tokenizer_key: str
+    tokenizer: str
+
+
 TEXT_PARTS = (
-    ("clip_l", "text_encoder", "clip_tokenizer", "tokenizer"),
-    ("t5xxl", "text_encoder_2", "t5_tokenizer", "tokenizer_2"),
+    TextPart("clip", "clip_l", "text_encoder", "clip_tokenizer", "tokenizer"),
+    TextPart("t5", "t5xxl", "text_encoder_2", "t5_tokenizer", "tokenizer_2"),
 )
 
 
-def _component(path: Path, stem: str, variant: str | None) -> tuple[Reader, dict]:
-    """Reader and configuration of a component folder."""
-    return SafetensorsReader(weight_files(path, stem, variant), str(path)), _read_json(path / "config.json")
+def _component(path: Path, stem: str, variant: str | None, key: str) -> tuple[Reader, dict]:
+    """Reader and configuration of a component: a folder, or a single file."""
+    if path.is_file():
+        return component_file(key, path)
+    reader = Unscaled(SafetensorsReader(weight_files(path, stem, variant), str(path)))
+    return reader, _read_json(path / "config.json")
 
 
 def _files_of(path: Path, stem: str, variant: str | None) -> list[Path]:

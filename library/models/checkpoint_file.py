@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 
 from library.errors import ModelError
 from library.models.keymap import Entry, entries, strip_prefix
-from library.models.readers import Reader, SafetensorsReader, weight_files
-from library.models.shape import FluxShape, shape_of_config, shape_of_tensors
+from library.models.readers import GgufReader, Reader, Renamed, SafetensorsReader, weight_files
+from library.models.scaled_fp8 import Unscaled
+from library.models.shape import FluxShape, shape_of_config, shape_of_diffusers_tensors, shape_of_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 LISTED = 8
+OTHER_MODELS = ("text_encoders.", "vae.", "cond_stage_model.", "first_stage_model.")
 
 
 class TransformerFile:
@@ -29,12 +31,10 @@ class TransformerFile:
     """
 
     def __init__(self, reader: Reader, config: dict | None = None):
-        self.reader = reader
         self.source = reader.source
-        names = list(reader.shapes)
         self.is_diffusers = "x_embedder.weight" in reader.shapes
-        self.prefix = "" if self.is_diffusers else strip_prefix(names)
         self.config = config
+        self.reader = reader if self.is_diffusers else _without_prefix(reader)
         self._check()
 
     @classmethod
@@ -45,17 +45,15 @@ class TransformerFile:
             if not config_file.is_file():
                 raise ModelError(f"{path} has no config.json: it is no diffusers transformer folder")
             config = json.loads(config_file.read_text(encoding="utf-8"))
-            return cls(SafetensorsReader(weight_files(path, WEIGHTS_STEM, variant), str(path)), config)
-        return cls(SafetensorsReader([path], str(path)))
+            return cls(Unscaled(SafetensorsReader(weight_files(path, WEIGHTS_STEM, variant), str(path))), config)
+        return cls(single_file(path))
 
     @cached_property
     def shape(self) -> FluxShape:
         """The dimensions, from the tensors themselves; rotary axes from the config where there is one."""
         if self.is_diffusers:
             return self._diffusers_shape()
-        length = len(self.prefix)
-        shapes = {n[length:]: s for n, s in self.reader.shapes.items() if n.startswith(self.prefix)}
-        return shape_of_tensors(shapes, self.source)
+        return shape_of_tensors(self.reader.shapes, self.source)
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -64,7 +62,7 @@ class TransformerFile:
 
     def names_of(self, entry: Entry) -> tuple[str, ...]:
         """The file's tensors that make up an entry, in row order."""
-        return entry.diffusers_names() if self.is_diffusers else (self.prefix + entry.name,)
+        return entry.diffusers_names() if self.is_diffusers else (entry.name,)
 
     def read(self, entry: Entry) -> Tensor:
         """The entry's tensor in its stored dtype (fused where the file splits it)."""
@@ -81,11 +79,9 @@ class TransformerFile:
 
     def _diffusers_shape(self) -> FluxShape:
         shapes = self.reader.shapes
-        config = dict(self.config or {})
-        if not config:
-            raise ModelError(
-                f"{self.source} has diffusers' names but no config.json beside it: give the folder that holds both"
-            )
+        if self.config is None:
+            return shape_of_diffusers_tensors(shapes)
+        config = self.config
         found = shapes["x_embedder.weight"][1]
         if found != config.get("in_channels"):
             raise ModelError(
@@ -113,6 +109,29 @@ class TransformerFile:
         problems += _listed("misshapen", wrong)
         if problems:
             raise ModelError(f"{self.source} is not a whole FLUX transformer: " + "; ".join(problems))
+
+
+def single_file(path: Path) -> Reader:
+    """The tensors of one file, by its ending: safetensors (scaled fp8 included) or GGUF."""
+    if path.suffix.lower() == ".gguf":
+        return GgufReader(path, str(path))
+    if path.suffix.lower() not in (".safetensors", ".sft"):
+        raise ModelError(f"{path}: InFlux reads .safetensors and .gguf; other files may run code when they are loaded")
+    return Unscaled(SafetensorsReader([path], str(path)))
+
+
+def _without_prefix(reader: Reader) -> Reader:
+    """BFL's names alone: no `model.diffusion_model.`, and none of the other models of an all-in-one file."""
+    prefix = strip_prefix(list(reader.shapes))
+    names = {
+        name[len(prefix) :]: name
+        for name in reader.shapes
+        if name.startswith(prefix) and not (prefix == "" and name.startswith(OTHER_MODELS))
+    }
+    strangers = [name for name in reader.shapes if not name.startswith((prefix, *OTHER_MODELS))]
+    if strangers:
+        raise ModelError(f"{reader.source}: {', '.join(strangers[:LISTED])} belong to no model that InFlux knows")
+    return Renamed(reader, names)
 
 
 def _listed(what: str, names: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ class Reader:
     """Named tensors of one checkpoint."""
 
     source: str
+    files: list[Path]
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, str]
 
@@ -69,6 +70,61 @@ class SafetensorsReader(Reader):
         if info.begin % max(1, dtype.itemsize):
             data = bytearray(data)
         return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+
+class GgufReader(Reader):
+    """A GGUF file; tensors come out dequantised to float32 (the package's own arithmetic), plain ones as stored."""
+
+    def __init__(self, file: Path, source: str):
+        from gguf import GGUFReader
+
+        self.source = source
+        self.files = [Path(file)]
+        try:
+            opened = GGUFReader(file)
+        except (OSError, ValueError, IndexError, KeyError) as error:
+            raise ModelError(f"cannot read {file} as GGUF: {error}") from error
+        self._tensors = {tensor.name: tensor for tensor in opened.tensors}
+        self.shapes = {name: _gguf_shape(opened, tensor) for name, tensor in self._tensors.items()}
+        self.dtypes = {name: tensor.tensor_type.name for name, tensor in self._tensors.items()}
+
+    def num_bytes(self) -> int:
+        return sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+
+    def read(self, name: str) -> Tensor:
+        import torch
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        values = dequantize(tensor.data, tensor.tensor_type)
+        return torch.from_numpy(values.copy()).reshape(self.shapes[name])
+
+
+def _gguf_shape(opened, tensor) -> tuple[int, ...]:
+    """GGUF counts dimensions from the fastest; converters note a shape that they had to flatten."""
+    noted = opened.get_field(f"comfy.gguf.orig_shape.{tensor.name}")
+    if noted is not None:
+        return tuple(int(noted.parts[index][0]) for index in noted.data)
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+class Renamed(Reader):
+    """Another reader's tensors under other names, some of them reshaped."""
+
+    def __init__(self, reader: Reader, names: dict[str, str], shapes: dict[str, tuple[int, ...]] | None = None):
+        self.reader = reader
+        self.source = reader.source
+        self.files = reader.files
+        self.names = names
+        reshaped = shapes or {}
+        self.shapes = {new: reshaped.get(new, reader.shapes[old]) for new, old in names.items()}
+        self.dtypes = {new: reader.dtypes[old] for new, old in names.items()}
+
+    def num_bytes(self) -> int:
+        return self.reader.num_bytes()
+
+    def read(self, name: str) -> Tensor:
+        return self.reader.read(self.names[name]).reshape(self.shapes[name])
 
 
 def torch_dtype(name: str, tensor: str, source: str):

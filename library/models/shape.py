@@ -78,6 +78,25 @@ def shape_of_config(config: dict) -> FluxShape:
     )
 
 
+def shape_of_diffusers_tensors(shapes: dict[str, tuple[int, ...]]) -> FluxShape:
+    """The shape of a diffusers checkpoint that comes without its config.json."""
+    hidden, in_channels = shapes["x_embedder.weight"]
+    head_dim = shapes.get("transformer_blocks.0.attn.norm_q.weight", (128,))[0]
+    return FluxShape(
+        hidden=hidden,
+        heads=hidden // head_dim,
+        mlp=shapes.get("transformer_blocks.0.ff.net.0.proj.weight", (4 * hidden,))[0],
+        double_blocks=_count(shapes, "transformer_blocks."),
+        single_blocks=_count(shapes, "single_transformer_blocks."),
+        in_channels=in_channels,
+        out_channels=shapes.get("proj_out.weight", (64,))[0],
+        text_width=shapes.get("context_embedder.weight", (0, 4096))[1],
+        pooled_width=shapes.get("time_text_embed.text_embedder.linear_1.weight", (0, 768))[1],
+        guidance="time_text_embed.guidance_embedder.linear_1.weight" in shapes,
+        axes_dim=(16, 56, 56) if head_dim == 128 else axes_for(head_dim),
+    )
+
+
 def shape_of_tensors(shapes: dict[str, tuple[int, ...]], source: str) -> FluxShape:
     """The shape that a BFL checkpoint's tensors have; `shapes` maps BFL names to their true shapes."""
     needed = ("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight", "final_layer.linear.weight")

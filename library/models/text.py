@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from library.errors import ModelError
 from library.models.vae import load_strictly
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 
 SPARE_ROWS = 128
 PROBE = "red circle"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUILT_IN = {"clip": (ASSETS / "clip_tokenizer", 49408), "t5": (ASSETS / "t5_tokenizer", 32128)}
+"""Folder of FLUX.1's own tokenizer and the number of rows of the text encoder it belongs to."""
+GOLDEN_TEXT = "Replace the red circle with a blue one, keep the background!"
+GOLDEN_IDS = {
+    "clip": [49406, 9466, 518, 736, 7117, 593, 320, 1746, 637, 267, 1726, 518, 5994, 256, 49407],
+    "t5": [28035, 8, 1131, 8196, 28, 3, 9, 1692, 80, 6, 453, 8, 2458, 55, 1],
+}
+LAYERWISE_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -49,14 +59,23 @@ class Encoded:
 
 
 class TextEncoders:
-    """CLIP-L and T5 with their tokenizers, on one device."""
+    """CLIP-L and T5 with their tokenizers.
 
-    def __init__(self, clip: Any, t5: Any, clip_tokenizer: Any, t5_tokenizer: Any, device: torch.device):
+    With `layerwise`, T5 is in RAM and its layers visit the device one after the other: give `encode` many captions at
+    once, each layer then crosses once for all of them.
+    """
+
+    def __init__(
+        self, clip: Any, t5: Any, clip_tokenizer: Any, t5_tokenizer: Any, device: torch.device, layerwise: bool = False
+    ):
         self.clip = clip
         self.t5 = t5
         self.clip_tokenizer = clip_tokenizer
         self.t5_tokenizer = t5_tokenizer
         self.device = device
+        self.layerwise = layerwise
+        if layerwise:
+            make_layerwise(t5, device)
 
     def tokenize(self, captions: list[str], length: int) -> tuple[Tensor, Tensor, list[str]]:
         """T5 ids (B, length), CLIP ids (B, 77), and the words of each caption that T5 does not see."""
@@ -71,7 +90,7 @@ class TextEncoders:
         """Embed captions; T5 sees `length` tokens and attends to its padding, as FLUX was trained."""
         t5_ids, clip_ids, cut = self.tokenize(captions, length)
         pooled = self.clip(clip_ids.to(self.device)).pooler_output
-        embedded = self.t5(t5_ids.to(self.device)).last_hidden_state
+        embedded = self.t5(t5_ids.to(self.t5.device)).last_hidden_state
         return Encoded(TextEmbeddings(embedded, pooled), t5_ids, clip_ids, cut)
 
 
@@ -169,4 +188,49 @@ def load_tokenizer(folder: Path, kind: str, rows: int) -> Any:
             f"the {kind} tokenizer in {folder} has {len(tokenizer)} tokens, but its text encoder has {rows}:"
             " they do not belong together"
         )
+    if rows == BUILT_IN[kind][1] and tokenizer(GOLDEN_TEXT).input_ids != GOLDEN_IDS[kind]:
+        raise ModelError(f"the {kind} tokenizer in {folder} does not give FLUX.1's token ids")
     return tokenizer
+
+
+def built_in_tokenizer(kind: str, rows: int) -> Path:
+    """The folder of FLUX.1's own tokenizer, for text encoders that come as a single file.
+
+    Raises ModelError if the text encoder's vocabulary is another.
+    """
+    folder, expected = BUILT_IN[kind]
+    if rows != expected:
+        raise ModelError(
+            f"the {kind} text encoder has {rows} embeddings and not FLUX.1's {expected}:"
+            f" name its tokenizer's folder with {kind}_tokenizer"
+        )
+    return folder
+
+
+class LayerByLayer(nn.Module):
+    """A T5 block that visits the device once for all captions: its weights cross, the hidden states wait in RAM."""
+
+    def __init__(self, block: nn.Module, device: torch.device, batch: int):
+        super().__init__()
+        self.block = block
+        self.device = device
+        self.batch = batch
+
+    def forward(self, hidden: Tensor, mask: Tensor | None, bias: Tensor | None, *rest: Any, **keywords: Any) -> tuple:
+        """As T5's own block; `hidden` (N, L, D) is in RAM and may hold every caption there is."""
+        weights = {name: value.to(self.device, non_blocking=True) for name, value in self.block.named_parameters()}
+        outputs = []
+        for chunk in hidden.split(self.batch):
+            own_mask = None if mask is None else mask[: len(chunk)].to(self.device)
+            arguments = (chunk.to(self.device), own_mask, bias, *rest)
+            result = functional_call(self.block, weights, arguments, keywords)
+            outputs.append(result[0].to(hidden.device))
+            bias = result[1]
+        return (torch.cat(outputs), bias, *result[2:])
+
+
+def make_layerwise(t5: Any, device: torch.device, batch: int = LAYERWISE_BATCH) -> None:
+    """Let a T5 that stays in RAM compute on `device`, one block at a time."""
+    blocks = t5.encoder.block
+    for index, block in enumerate(blocks):
+        blocks[index] = LayerByLayer(block, device, batch)
