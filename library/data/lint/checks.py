@@ -1,0 +1,114 @@
+"""The checks of one item: what it is cut from, what differs in its pair, what its masks cover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from library.data.lint.findings import Finding
+from library.data.lint.shift import global_shift
+from library.data.pictures import CHANGE_THRESHOLD, Pictures, cell_means
+from library.data.plan import PlannedItem
+
+SAME_MEAN = 3.0  # of 255: below this and ...
+SAME_SHARE = 1e-4  # ... with fewer pixels changed than this, a pair is one picture, saved twice
+FEWEST_CHANGED = 1e-3  # of the picture: less change says nothing about where it belongs
+CHANGED_CELL = 0.25  # of a cell's pixels: what makes a cell changed, and not an edge resampled in another way
+MOST_OUTSIDE = 0.1  # of the change may lie outside the mask
+MOST_CROPPED = 0.25  # of the picture's area
+MOST_ENLARGED = 1.5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a target differs from its source. share: of pixels, above the threshold; mean: of 255, over all values."""
+
+    share: float
+    mean: float
+    cells: np.ndarray
+
+    @classmethod
+    def of(cls, source: np.ndarray, target: np.ndarray) -> Difference:
+        """Between two pictures (H, W, 3) uint8."""
+        apart = np.abs(source.astype(np.int16) - target)
+        changed = (apart.max(axis=2) > CHANGE_THRESHOLD).astype(np.float32)
+        return cls(float(changed.mean()), float(apart.mean()), cell_means(changed))
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it is no more than what saving a picture again does to it."""
+        return self.share < SAME_SHARE and self.mean < SAME_MEAN
+
+
+def check_geometry(item: PlannedItem) -> Iterator[Finding]:
+    """Pictures that are cut or enlarged more than is good, at any of the resolutions."""
+    worst = max(item.recipes, key=lambda recipe: recipe.crop_share)
+    if worst.crop_share > MOST_CROPPED:
+        width, height = worst.pair.frame
+        geometry = worst.geometry
+        message = (
+            f"{worst.crop_share:.0%} of {width:g}x{height:g} is cut away for the bucket "
+            f"{geometry.width}x{geometry.height}"
+        )
+        yield Finding(item.key, "cropped", message, {"share": round(worst.crop_share, 4)})
+    for role in ("target", "source"):
+        recipe = max(item.recipes, key=lambda recipe: recipe.enlargement)
+        picture = getattr(recipe.pair, role)
+        if picture is None:
+            continue
+        scale = recipe.enlargement * max(recipe.pair.frame[axis] / picture.size[axis] for axis in (0, 1))
+        if scale > MOST_ENLARGED:
+            size = f"{picture.size[0]:g}x{picture.size[1]:g}"
+            message = f"{role} of {size} is enlarged {scale:.2f} times"
+            yield Finding(item.key, "enlarged", message, {"scale": round(scale, 3), "picture": role})
+            return
+
+
+def check_pair(key: str, pictures: Pictures, difference: Difference) -> Iterator[Finding]:
+    """Pairs that are one picture, or the same picture moved."""
+    if difference.is_none:
+        exact = "they are equal" if difference.mean == 0 else f"mean difference {difference.mean:.2f} of 255"
+        yield Finding(key, "identical", f"source and target are the same ({exact})", {"mean": difference.mean})
+        return
+    assert pictures.target is not None
+    shift = global_shift(*(np.asarray(picture.convert("L")) for picture in (pictures.source, pictures.target)))
+    if shift is not None:
+        yield Finding(
+            key,
+            "shifted",
+            f"target lies {shift.x:+.1f} pixels to the right and {shift.y:+.1f} down of its source "
+            f"(at {pictures.source.width}x{pictures.source.height})",
+            {"x": round(shift.x, 2), "y": round(shift.y, 2), "agreement": round(shift.agreement, 3)},
+        )
+
+
+def check_masks(key: str, masks: list[np.ndarray], difference: Difference | None, *, given: bool) -> Iterator[Finding]:
+    """Masks that say nothing, and masks that leave out what changes. masks: bool (H, W); given: by the user's files,
+    not drawn."""
+    if given:
+        for mask in masks:
+            if mask.all() or not mask.any():
+                value = "white: everything is repainted" if mask.all() else "black: nothing is repainted"
+                yield Finding(key, "constant_mask", f"the mask, cut to its bucket, is all {value}")
+                break
+    if difference is None or difference.share < FEWEST_CHANGED:
+        return
+    outside = max((_outside(mask, difference.cells) for mask in masks if mask.any() and not mask.all()), default=0.0)
+    if outside > MOST_OUTSIDE:
+        message = f"{outside:.0%} of what changes lies outside the mask"
+        yield Finding(key, "mask_misses_change", message, {"outside": round(outside, 4)})
+
+
+def _outside(mask: np.ndarray, changed: np.ndarray) -> float:
+    """The share of the change in cells that the mask does not touch, nor any of their neighbours."""
+    touched = np.pad(cell_means(mask.astype(np.float32)) > 0, 1)
+    near = np.zeros_like(changed, bool)
+    height, width = changed.shape
+    for down in range(3):
+        for across in range(3):
+            near |= touched[down : down + height, across : across + width]
+    counted = np.where(changed >= CHANGED_CELL, changed, 0.0)
+    total = float(counted.sum())
+    return float(counted[~near].sum()) / total if total else 0.0
