@@ -99,10 +99,11 @@ def num_steps(table: TrainingTable, data: TrainingData, progress: Progress) -> i
 def make_schedule(table: OptimizerTable, steps: int) -> Schedule:
     """The learning rate's course."""
     extra = schedule_arguments(table)
+    warmup = table.lr_warmup_steps if table.changed("lr_warmup_steps") else min(table.lr_warmup_steps, steps // 10)
     schedule = schedules.build(
         table.lr_scheduler,
         steps,
-        table.lr_warmup_steps,
+        warmup,
         table.lr_decay_steps,
         table.lr_scheduler_num_cycles,
         table.lr_scheduler_power,

@@ -100,8 +100,8 @@ class OptimizerTable(Table):
     lr_scheduler_args: Arguments = key((), rerun=True)
     """Further arguments of the schedule, as "name=value"."""
     lr_warmup_steps: int | float = key(500, ge=0, kohya="0", rerun=True)
-    """Steps over which the rate rises from 0; a number below 1 is a share of all steps. `constant` has no warm-up:
-    use constant_with_warmup."""
+    """Steps over which the rate rises from 0; a number below 1 is a share of all steps. A run too short for the default
+    takes a tenth of its steps. `constant` has no warm-up: use constant_with_warmup."""
     lr_decay_steps: int | float = key(0, ge=0, rerun=True, only_with="lr_scheduler=warmup_stable_decay")
     """warmup_stable_decay: steps of the fall at the end; below 1, a share of all steps."""
     lr_scheduler_num_cycles: int = key(

@@ -1,0 +1,173 @@
+"""N steps equal k steps, a state folder and N - k more, bit for bit; and what may change on the way."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from library.training import state
+from tests.training.project import Project
+
+STEPS = 7  # of batches: 7 items in two buckets make 4 batches of two an epoch
+CASES = {
+    "adamw": ({}, 3),
+    "adamw8bit-accumulation": ({"optimizer_type": "AdamW8bit", "gradient_accumulation_steps": 3}, 2),
+    "paged-epoch-edge": ({"optimizer_type": "PagedAdamW8bit"}, 4),
+    "paged32-dropout": ({"optimizer_type": "PagedAdamW", "network_dropout": 0.3}, 5),
+    "lion-ema": ({"optimizer_type": "Lion", "use_ema": True}, 3),
+    "lion8bit-fp16": ({"optimizer_type": "Lion8bit", "mixed_precision": "fp16"}, 3),
+    "pagedlion-checkpointing": ({"optimizer_type": "PagedLion8bit", "gradient_checkpointing": True}, 1),
+    "prodigy-two-rates": (
+        {"optimizer_type": "Prodigy", "learning_rate": 1.0, "train_x_embedder": True, "x_embedder_lr": 0.5}, 3,
+    ),
+    "adafactor-cosine": ({"optimizer_type": "Adafactor", "lr_scheduler": "cosine", "lr_warmup_steps": 2}, 3),
+    "schedulefree-ema": ({"optimizer_type": "AdamWScheduleFree", "use_ema": True, "ema_cpu": True}, 3),
+    "schedulefree-sgd": ({"optimizer_type": "SGDScheduleFree", "save_every_n_steps": 2}, 4),
+    "schedulefree-radam": ({"optimizer_type": "RAdamScheduleFree", "rank_dropout": 0.3}, 5),
+    "sgd-full-bf16": ({"optimizer_type": "SGD", "full_bf16": True, "mixed_precision": "bf16"}, 3),
+    "adamw-full-bf16-ema": ({"full_bf16": True, "mixed_precision": "bf16", "use_ema": True}, 5),
+    "dotted-module-dropout": ({"optimizer_type": "torch.optim.NAdam", "module_dropout": 0.3}, 3),
+    "workers-rex-accumulation": (
+        {"dataloader_num_workers": 3, "lr_scheduler": "rex", "gradient_accumulation_steps": 2}, 3,
+    ),
+    "stratified-guidance": ({"stratified_timesteps": True, "guidance_scale_range": "1;4"}, 3),
+    "split-loraplus-huber": ({"network_layout": "split", "loraplus_lr_ratio": 4.0, "loss_type": "huber"}, 3),
+}  # fmt: skip
+
+
+@pytest.fixture
+def dropping(cached, tmp_path) -> Project:
+    """A project that drops captions."""
+    subset = "caption_dropout_rate = 0.5"
+    return Project(cached.root, cached.base, subset=subset, settings={"output_dir": tmp_path / "out"})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_resuming_is_bit_identical(dropping, tmp_path, case):
+    """The network's tensors, its average, and the whole final state."""
+    options, k = CASES[case]
+    options = {"save_state_on_train_end": True, "save_every_n_steps": k, **options}
+    assert dropping.train(output_dir=tmp_path / "whole", max_train_steps=STEPS, **options) == 0
+    half = tmp_path / "half"
+    shutil.copytree(tmp_path / "whole", half)
+    for path in half.iterdir():  # as a kill right after the save of step k leaves it
+        if path.name.startswith("net") and path.name != f"net-step{k:08d}-state":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    record = json.loads((half / "run.json").read_text())
+    (half / "run.json").write_text(json.dumps({**record, "finished_steps": None, "finished_epochs": None}))
+    assert dropping.train(output_dir=half, max_train_steps=STEPS, **options) == 0
+
+    whole, again = (state.load(tmp_path / name / "net-state") for name in ("whole", "half"))
+    assert again.scalars["progress"] == whole.scalars["progress"]
+    assert again.scalars["optimizer"] == whole.scalars["optimizer"]
+    for part in whole.tensors:
+        for name, tensor in whole.tensors[part].items():
+            assert torch.equal(again.tensors[part][name], tensor), f"{part}: {name}"
+    for file in sorted((tmp_path / "whole").glob("net*.safetensors")):
+        if (half / file.name).exists():
+            a, b = load_file(file), load_file(half / file.name)
+            assert all(torch.equal(a[name], b[name]) for name in a), file.name
+    lines = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in
+             ("whole", "half")]  # fmt: skip
+    strip = [[{k: v for k, v in line.items() if k != "seconds"} for line in each] for each in lines]
+    assert strip[0] == strip[1]
+
+
+def test_the_same_command_again_continues_then_stops(project, tmp_path, caplog):
+    """An unfinished run goes on; a finished one says so; a longer one goes on from its last state."""
+    options = {"save_state_on_train_end": True}
+    assert project.train(max_train_steps=2, **options) == 0
+    assert project.train(max_train_steps=2, **options) == 0
+    assert "nothing is left to do" in caplog.text
+    assert project.train(max_train_steps=5, **options) == 0
+    assert "continuing" in caplog.text
+    whole = tmp_path / "whole"
+    assert project.train(output_dir=whole, max_train_steps=5, **options) == 0
+    a, b = (load_file(folder / "net.safetensors") for folder in (tmp_path / "out", whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"network_dim": 8}, "network_dim: 4 -> 8"),
+        ({"seed": 8}, "seed: 7 -> 8"),
+        ({"loss_type": "l1"}, "loss_type: l2 -> l1"),
+        ({"network_targets": "attn"}, "network_targets: blocks -> attn"),
+        ({"optimizer_type": "Lion"}, "optimizer_type: AdamW -> Lion"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(project, tmp_path, capsys, changed, message):
+    """Old and new value are named, nothing is touched, and --fresh starts beside it."""
+    assert project.train() == 0
+    before = (tmp_path / "out/net.safetensors").read_bytes()
+    assert project.train(**changed) == 2
+    error = capsys.readouterr().err
+    assert message in error.replace('"', "")
+    assert "--fresh" in error
+    assert (tmp_path / "out/net.safetensors").read_bytes() == before
+    assert project.train(**changed, fresh=True) == 0
+    assert (tmp_path / "out-2/net.safetensors").exists()
+
+
+def test_what_may_change_when_continuing(project, tmp_path, caplog):
+    """Rates, length, saving, previews and memory settings."""
+    assert project.train(max_train_steps=2, save_state_on_train_end=True) == 0
+    assert project.train(
+        max_train_steps=4, learning_rate=5e-4, save_every_n_steps=3, gradient_checkpointing=True, lr_scheduler="linear"
+    ) == 0  # fmt: skip
+    assert "step 2, epoch 0" in caplog.text
+    assert (tmp_path / "out/net-step00000003.safetensors").exists()
+
+
+def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
+    """By path, by name in the folder, `latest`; what is not there or damaged is a plain error."""
+    options = {"max_train_steps": 4, "save_every_n_steps": 1}
+    assert project.train(**options) == 0
+    out = tmp_path / "out"
+    for number, name in enumerate(["net-step00000002-state", str(out / "net-step00000002-state")]):
+        assert project.train(**options, output_dir=tmp_path / f"by{number}", resume_from_checkpoint=out / name) == 0
+        a, b = load_file(out / "net.safetensors"), load_file(tmp_path / f"by{number}/net.safetensors")
+        assert all(torch.equal(a[n], b[n]) for n in a)
+    assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 2
+    assert "holds no state" in capsys.readouterr().err
+    (out / "net-step00000002-state/network.safetensors").write_bytes(b"damaged")
+    assert project.train(**options, output_dir=tmp_path / "bad", resume=out / "net-step00000002-state") == 2
+    assert "is damaged" in capsys.readouterr().err
+    assert (
+        project.train(**options, output_dir=tmp_path / "w", network_dim=2, resume=out / "net-step00000001-state") == 2
+    )
+    assert "network_dim: 4 -> 2" in capsys.readouterr().err
+
+
+def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, caplog):
+    """With a warning; the result is the same."""
+    options = {"max_train_steps": 4, "save_every_n_steps": 1}
+    assert project.train(output_dir=tmp_path / "whole", **options) == 0
+    out = tmp_path / "out"
+    assert project.train(**options) == 0
+    (out / "net-step00000003-state/optimizer.safetensors").write_bytes(b"")
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps({**record, "finished_steps": None}))
+    assert project.train(**options) == 0
+    assert "state left out" in caplog.text
+    assert "step 2, epoch" in caplog.text
+    a, b = (load_file(folder / "net.safetensors") for folder in (tmp_path / "whole", out))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_an_undrawn_seed_is_kept(project, tmp_path):
+    """Without a seed one is drawn, written down, and used again."""
+    settings = {**project.settings}
+    words = project.words("out", max_train_steps=1)
+    at = words.index("--seed")
+    del words[at : at + 2]
+    from library import training
+    from library.start import run_command
+
+    assert run_command("train", training.run, words) == 0
+    seed = json.loads((tmp_path / "out/run.json").read_text())["seed"]
+    assert seed > 0
+    assert settings["output_dir"] == tmp_path / "out"

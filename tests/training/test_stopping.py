@@ -1,0 +1,162 @@
+"""Being asked to stop, being refused a folder, NaN gradients, no memory: what is kept, and what the user is told."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from library.tensorfile import data_hash
+from library.training import loop, objective, signals
+from library.training.run_folder import OWNER
+from tests.training import forked
+
+LONG = {"max_train_steps": 4000, "network_dim": 16}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+def test_signals_save_and_the_run_continues(project, tmp_path, number, code):
+    """Step finished, state and network saved, the exit code of the signal; the rest is as if nothing had happened."""
+    out = tmp_path / "out"
+    child = forked.start(lambda: project.train(**LONG))
+    forked.until(lambda: forked.steps_done(out) >= 3, child)
+    os.kill(child, number)
+    assert forked.wait(child) == code
+    saved = sorted(path.name for path in out.glob("net-step*"))
+    step = forked.steps_done(out)
+    assert saved == [f"net-step{step:08d}-state", f"net-step{step:08d}.safetensors"]
+    assert not (out / OWNER).exists()
+    options = {**LONG, "max_train_steps": step + 3}
+    assert forked.finish(project, out, **options) == 0
+    assert forked.finish(project, tmp_path / "whole", **options) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
+
+
+def test_a_second_ctrl_c_leaves_at_once(project, tmp_path):
+    """Without damage: the next run works."""
+    out = tmp_path / "out"
+    child = forked.start(lambda: project.train(**LONG))
+    forked.until(lambda: forked.steps_done(out) >= 2, child)
+    os.kill(child, signal.SIGINT)
+    os.kill(child, signal.SIGINT)
+    assert forked.wait(child) == 130
+    assert forked.finish(project, out, **{**LONG, "max_train_steps": forked.steps_done(out) + 1}) == 0
+
+
+def test_a_stop_file_stops_and_is_removed(project, tmp_path):
+    """For machines where no signal can be sent."""
+    out = tmp_path / "out"
+    child = forked.start(lambda: project.train(**LONG))
+    forked.until(lambda: forked.steps_done(out) >= 2, child)
+    (out / signals.STOP_FILE).touch()
+    assert forked.wait(child) == 130
+    assert not (out / signals.STOP_FILE).exists()
+    assert len(list(out.glob("net-step*-state"))) == 1
+
+
+def test_a_second_trainer_is_refused_and_the_lock_dies_with_its_owner(project, tmp_path, capsys):
+    """The message names the process; after kill -9 the folder is free at once."""
+    out = tmp_path / "out"
+    child = forked.start(lambda: project.train(**LONG))
+    forked.until(lambda: forked.steps_done(out) >= 1, child)
+    assert project.train(**LONG) == 2
+    error = capsys.readouterr().err
+    assert f"process {child} on" in error and "started" in error
+    os.kill(child, signal.SIGKILL)
+    forked.wait(child)
+    assert project.train(**{**LONG, "max_train_steps": 3}) == 0
+
+
+def poisoned(monkeypatch, micro_steps: set[int], value: float = float("nan")) -> None:
+    """Make the loss of some micro-steps not finite."""
+    original = objective.Objective.losses
+
+    def losses(self, predict, batch, place, device):
+        found = original(self, predict, batch, place, device)
+        return found * value if place.micro_step in micro_steps else found
+
+    monkeypatch.setattr(objective.Objective, "losses", losses)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", ["AdamW", "Prodigy", "AdamW8bit"])
+def test_a_nan_step_is_left_out_before_the_optimizer(project, tmp_path, monkeypatch, caplog, value, optimizer):
+    """The weights after the bad step are bit-equal to those before it; the batch is named; training goes on."""
+    poisoned(monkeypatch, {2}, value)
+    seen = []
+    original = loop.Trainer.update
+
+    def spied(self, window, loss):
+        before = [p.detach().clone() for p in self.parameters]
+        result = original(self, window, loss)
+        seen.append(all(torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True)))
+        return result
+
+    monkeypatch.setattr(loop.Trainer, "update", spied)
+    assert project.train(max_train_steps=5, optimizer_type=optimizer, lr_warmup_steps=0) == 0
+    assert seen == [False, False, True, False, False]
+    assert "step 3 left out" in caplog.text and "items: " in caplog.text
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 1]
+    assert "loss" not in lines[2]
+
+
+def test_too_many_nan_steps_in_a_row_end_the_run(project, tmp_path, monkeypatch, capsys):
+    """Exit code 3, advice, and the state of before."""
+    poisoned(monkeypatch, {1, 3, 4, 5})
+    assert project.train(max_train_steps=9, save_every_n_steps=2) == 3
+    error = capsys.readouterr().err
+    assert "3 steps in a row" in error and "learning_rate" in error
+    assert (tmp_path / "out/net-step00000004-state").exists()
+    assert not (tmp_path / "out/net.safetensors").exists()
+    monkeypatch.undo()
+    assert project.train(max_train_steps=9, save_every_n_steps=2) == 0
+
+
+def test_an_overflow_under_loss_scaling_only_lowers_the_scale(project, tmp_path, monkeypatch):
+    """fp16 may overflow by design; that is no NaN of the run."""
+    poisoned(monkeypatch, {0, 1, 2, 3}, float("inf"))
+    assert project.train(max_train_steps=6, mixed_precision="fp16") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["skipped"] for line in lines] == [0] * 6
+
+
+@pytest.mark.parametrize("place", ["forward", "backward", "step"])
+def test_out_of_memory_is_explained(project, tmp_path, monkeypatch, capsys, place):
+    """The bucket and the next knob; the state is saved where the weights are whole; exit code 4."""
+    calls = []
+
+    def full(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+        return originals[place](*arguments, **options)
+
+    originals = {
+        "forward": objective.Objective.losses,
+        "backward": torch.Tensor.backward,
+        "step": torch.optim.AdamW.step,
+    }
+    owners = {"forward": objective.Objective, "backward": torch.Tensor, "step": torch.optim.AdamW}
+    names = {"forward": "losses", "backward": "backward", "step": "step"}
+    monkeypatch.setattr(owners[place], names[place], full)
+    assert project.train(max_train_steps=9) == 4
+    error = capsys.readouterr().err
+    assert "64 x 64" in error or "80 x 48" in error
+    assert "gradient_checkpointing = true" in error
+    states = list(Path(tmp_path / "out").glob("*-state"))
+    assert bool(states) == (place != "step")
+    monkeypatch.undo()
+    assert project.train(max_train_steps=9) == 0
+
+
+def test_a_read_only_folder_is_found_before_any_model_is_loaded(project, tmp_path, monkeypatch, capsys):
+    """A file where the folder should be stands for every folder that cannot be written, for root as well."""
+    (tmp_path / "blocked").write_text("")
+    from library.models import setup
+
+    monkeypatch.setattr(setup, "load", lambda *_: pytest.fail("weights were loaded"))
+    assert project.train(output_dir=tmp_path / "blocked" / "out") == 5
+    assert "blocked" in capsys.readouterr().err
