@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 from tools.nano.masks import blank, make_mask
+from tools.nano.replicas import save_atomically
 from tools.nano.scenes import make_scene
 from tools.nano.texts import clip_ids, dress, t5_ids
 from tools.nano.vae import POSTERIOR_STD, new_vae, to_pixels
@@ -119,6 +120,18 @@ class Bank:
             count = max(64, round(pictures * share))
             first = (generation * 64 + rank) * 10_000_000
             self.parts[width, height] = encode_scenes(encoders, seed, first, count, width, height)
+
+    @classmethod
+    def kept(cls, path: Path, encoders: Encoders, seed: int, generation: int, rank: int, pictures: int) -> "Bank":
+        """The bank in this file; made and written first if the file is missing or holds another generation."""
+        wanted = (seed, generation, rank, pictures, encoders.scale)
+        if path.exists():
+            state = torch.load(path, weights_only=False)
+            if state["made_from"] == wanted:
+                return state["bank"]
+        bank = cls(encoders, seed, generation, rank, pictures)
+        save_atomically({"bank": bank, "made_from": wanted}, path)
+        return bank
 
     def batches(self, seed: int, tokens: int) -> Iterator[Batch]:
         """Endless random batches of one size each, of about `tokens` text and image tokens."""

@@ -31,7 +31,7 @@ class Base:
 
     def __init__(self, folder: Path) -> None:
         self.settings = json.loads((folder / "influx.json").read_text(encoding="utf-8"))
-        self.pipeline = FluxFillPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        self.pipeline = FluxFillPipeline.from_pretrained(folder)
         self.pipeline.set_progress_bar_config(disable=True)
 
     def fill(self, images: list[Image.Image], masks: list[Image.Image], prompts: list[str]) -> list[Image.Image]:

@@ -68,7 +68,8 @@ class Trainer:
         options = self.options
         while self.step < options.steps:
             generation = self.step // options.steps_per_bank
-            bank = Bank(self.encoders, options.seed, generation, self.rank, options.bank_size)
+            path = options.work_dir / f"bank_{self.rank}.pt"
+            bank = Bank.kept(path, self.encoders, options.seed, generation, self.rank, options.bank_size)
             last = min(options.steps, (generation + 1) * options.steps_per_bank)
             batches = bank.batches(self.step * 64 + self.rank, options.tokens)
             self.run_until(last, batches)
@@ -124,10 +125,10 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("output/nano"))
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--tokens", type=int, default=1536, help="text and image tokens of a batch, of one replica")
-    parser.add_argument("--bank_size", type=int, default=24000, help="encoded scenes in memory, of one replica")
-    parser.add_argument("--steps_per_bank", type=int, default=4000)
-    parser.add_argument("--log_every", type=int, default=250)
+    parser.add_argument("--tokens", type=int, default=768, help="text and image tokens of a batch, of one replica")
+    parser.add_argument("--bank_size", type=int, default=12000, help="encoded scenes in memory, of one replica")
+    parser.add_argument("--steps_per_bank", type=int, default=6000)
+    parser.add_argument("--log_every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replicas", type=int, default=1)
     options = parser.parse_args()
