@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +25,7 @@ from library.flow import draws
 from library.memory.device import choose_device, release
 
 if TYPE_CHECKING:
-    from library.caching.run import Session
+    from library.caching.session import Session
     from library.models.text import TextEncoders
     from library.models.vae import Vae
 
@@ -106,7 +107,7 @@ def text_entries(session: Session, encoders: TextEncoders, captions: list[str]) 
             "t5_ids": encoded.t5_ids[row].to("cpu", torch.int32),
             "clip_ids": encoded.clip_ids[row].to("cpu", torch.int32),
         }
-        facts = {"caption": caption, "lost": encoded.truncated[row], "length": session.texts.length}
+        facts = {"caption": caption, "lost": encoded.truncated[row], "made_of": asdict(session.texts)}
         yield Entry(session.texts.fingerprint(caption), {name: part.clone() for name, part in tensors.items()}, facts)
 
 
@@ -211,9 +212,9 @@ def _distinct_conditions(pixels: ItemPixels) -> list[Tensor]:
 
 
 def _target_tensors(recipe: Recipe, mean: Tensor, deviation: Tensor) -> dict[str, Tensor]:
-    if recipe.latents_as == "distribution":
+    if recipe.encoding.latents_as == "distribution":
         return {"target.mean": mean.bfloat16(), "target.std": deviation.bfloat16()}
-    if recipe.latents_as == "mean":
+    if recipe.encoding.latents_as == "mean":
         return {"target.mean": mean.bfloat16()}
     noise = draws.normal(tuple(mean.shape), 0, "cached sample", recipe.fingerprint)
     return {"target.sample": (mean + deviation * noise).bfloat16()}
@@ -235,14 +236,10 @@ def _mask_tensors(pixels: ItemPixels) -> dict[str, Tensor]:
 
 def entry_facts_of(recipe: Recipe) -> dict:
     """What an entry says about itself in its shard's header."""
-    pair = recipe.pair
-    pictures = {"source": pair.source, "target": pair.target, "mask": pair.mask}
     return {
-        "name": pair.key,
+        "name": recipe.pair.key,
         "mode": recipe.mode.name,
         "size": recipe.size,
-        "box": recipe.geometry.box,
-        "flip": recipe.geometry.flip,
-        "picture_size": pair.frame,
-        "files": {role: picture.identity for role, picture in pictures.items() if picture is not None},
+        "picture_size": recipe.pair.frame,
+        "made_of": recipe.content,
     }

@@ -16,7 +16,7 @@ LATENT_CHANNELS = 16
 CELL = 8
 STORED_BYTES = 2  # bf16
 CLIP_LENGTH = 77
-HEADER_BYTES = 1500  # of an entry, in its shard's header
+HEADER_BYTES = 2000  # of an entry, in its shard's header
 RESERVE = 64 << 20  # left free on the disk
 
 
@@ -29,7 +29,6 @@ class Needs:
     previews: list[PlannedPreview]
     num_fresh: int
     num_bytes: int
-    shards_before: frozenset[str]
 
     @property
     def is_empty(self) -> bool:
@@ -62,14 +61,14 @@ def needs_of(plan: Plan, images: ImageEncoding, texts: TextEncoding, store: Stor
     previews = sorted((one for name, one in distinct.items() if name not in store), key=lambda one: one.size)
     missing = len(recipes) + len(captions) + len(previews)
     fresh = len(plan.recipes) + len(plan.captions) + len(distinct) - missing
-    return Needs(captions, recipes, previews, fresh, num_bytes, frozenset(store.shards))
+    return Needs(captions, recipes, previews, fresh, num_bytes)
 
 
 def image_bytes(recipe: Recipe) -> int:
     """Size of an image entry on the disk."""
     width, height = recipe.size
     latent = LATENT_CHANNELS * (width // CELL) * (height // CELL) * STORED_BYTES
-    targets = 2 if recipe.latents_as == "distribution" else 1
+    targets = 2 if recipe.encoding.latents_as == "distribution" else 1
     shared = recipe.look.mode == "edit"
     conditions = 1 if shared else recipe.num_masks
     masks = recipe.num_masks * width * height // 8

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
+from library.caching import upkeep
 from library.caching.estimate import Needs, needs_of, refuse_full_disk
+from library.caching.session import Session, wanted
 from library.caching.tables import bucket_table, subset_table
 from library.caching.team import Team
 from library.config.run import Run
@@ -19,8 +21,8 @@ from library.data.manifest import make_manifest, write_manifest
 from library.data.plan import Plan, bucketings, make_plan
 from library.data.previews import plan_previews
 from library.data.prompts import preview_requests
-from library.data.recipe import ImageEncoding, TextEncoding
-from library.data.scope import Scope, encodings, scope_of
+from library.data.recipe import TextEncoding
+from library.data.scope import encodings, scope_of
 from library.data.store import Store, entry_facts
 from library.errors import ConfigError, ModelError
 from library.files import atomic_write, disk_error
@@ -28,19 +30,6 @@ from library.models.base import Base
 from library.models.shape import FluxShape
 
 log = logging.getLogger("influx")
-
-
-@dataclass(frozen=True)
-class Session:
-    """What every step of one caching run shares."""
-
-    run: Run
-    base: Base
-    scope: Scope
-    store: Store
-    images: ImageEncoding
-    texts: TextEncoding
-    workers: int
 
 
 def run(run: Run) -> int:
@@ -58,6 +47,8 @@ def run(run: Run) -> int:
             plan = plan_of(session)
             _say(session, plan, needs_of(plan, session.images, session.texts, store, _widths(session)))
             return 0
+        if upkeep.is_asked(run.command):
+            return upkeep.upkeep(session, plan_of(session, rehash=run.command.verify))
         _bring_up_to_date(session, team)
     return 0
 
@@ -138,18 +129,9 @@ def _bring_up_to_date(session: Session, team: Team) -> None:
     team.meet()
 
 
-def wanted(plan: Plan, texts: TextEncoding) -> set[str]:
-    """Every entry a plan needs."""
-    previews = {preview.fingerprint for preview in plan.previews}
-    return set(plan.recipes) | previews | {texts.fingerprint(caption) for caption in plan.captions}
-
-
 def _promise(session: Session, plan: Plan, needs: Needs) -> None:
     store = session.store
-    written = set(store.shards)
     store.reload()
-    if session.run.command.force:
-        store.prefer(written - needs.shards_before)
     store.save_index()
     manifest = make_manifest(
         plan, session.scope.config, session.images.vae, session.texts, lost_words(store, plan, session.texts)

@@ -64,6 +64,8 @@ class ImageFacts:
 def inspect(data: bytes, max_pixels: int) -> ImageFacts:
     """Decode ``data`` whole and report on it. Raises BadImage with the reason."""
     with _opened(data, max_pixels) as image:
+        if image.format == "PNG":
+            _check_png(data)
         notices = _notices(image)
         upright = _decoded(image)
         grey = np.asarray(_grey(upright))
@@ -120,6 +122,15 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     if image.width * image.height > max_pixels:
         raise BadImage(f"{image.width}x{image.height} pixels, more than max_image_pixels = {max_pixels}")
     return image
+
+
+def _check_png(data: bytes) -> None:
+    """Pillow decodes a PNG whose checksums are wrong."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            image.verify()
+    except _BROKEN as error:
+        raise BadImage(f"damaged ({error})") from error
 
 
 def _what_it_is(data: bytes) -> str:

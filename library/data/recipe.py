@@ -62,7 +62,7 @@ class Recipe:
     pair: Pair
     look: Look
     geometry: Geometry
-    latents_as: str
+    encoding: ImageEncoding
 
     @property
     def mode(self) -> Mode:
@@ -95,12 +95,21 @@ class Recipe:
             return 1
         return self.look.masks.count(drawn=self.pair.mask is None)
 
+    @property
+    def content(self) -> dict:
+        """What the fingerprint covers; travels with the entry, so that a stale one can say why."""
+        return _content(self.pair, self.look, self.geometry, self.encoding)
+
 
 def make_recipe(pair: Pair, look: Look, geometry: Geometry, encoding: ImageEncoding) -> Recipe:
     """The recipe of a checked pair; its fingerprint holds only what acts on it."""
+    return Recipe(digest(_content(pair, look, geometry, encoding)), pair, look, geometry, encoding)
+
+
+def _content(pair: Pair, look: Look, geometry: Geometry, encoding: ImageEncoding) -> dict:
     mode = MODES[look.mode]
     masked = "mask" in mode.takes and (pair.mask is not None or bool(look.masks.kinds))
-    content = {
+    return {
         "format": FORMAT,
         "kind": "image",
         "mode": mode.name,
@@ -113,7 +122,6 @@ def make_recipe(pair: Pair, look: Look, geometry: Geometry, encoding: ImageEncod
         **_conditional(pair, look),
         **asdict(encoding),
     }
-    return Recipe(digest(content), pair, look, geometry, encoding.latents_as)
 
 
 def _mask_identity(pair: Pair, look: Look) -> dict:

@@ -26,7 +26,7 @@ class Report:
 
     def bad(self, name: str, reason: str) -> None:
         """One item that cannot be used."""
-        self.problems.append(Problem(printable(name), reason))
+        self.problems.append(Problem(printable(name).replace("\n", "\\n"), printable(reason)))
 
     def notice(self, text: str) -> None:
         """Something that was done and may surprise; said once."""

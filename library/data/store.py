@@ -32,6 +32,7 @@ IMAGES_PER_SHARD = 256
 TEXTS_PER_SHARD = 64
 SHARD_BYTES = 256 << 20  # entries of large pictures make smaller shards, so that a kill loses little
 INDEX = "index.json"
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as the index knows it."""
+    """A shard as the index knows it, and when it was written."""
 
     size: int
     fingerprints: tuple[str, ...]
+    mtime_ns: int = 0
 
 
 class Store:
@@ -68,18 +70,19 @@ class Store:
 
     def _refresh(self, indexed: dict[str, Shard]) -> None:
         """Take the index's word for shards of the size it says; read the headers of all others."""
-        for name, size in _shard_files(self.folder):
+        for name, stat in _shard_files(self.folder):
             shard = indexed.get(name)
-            if shard is None or shard.size != size:
+            if shard is not None and shard.size == stat.st_size:
+                fingerprints = shard.fingerprints
+            else:
                 try:
-                    shard = _described(self.folder / name)
+                    fingerprints = tuple(entry_facts(self.folder / name))
                 except TensorFileError as error:
                     self.broken[name] = str(error)
                     continue
-            self.shards[name] = shard
-        for name, shard in self.shards.items():
-            for fingerprint in shard.fingerprints:
-                self.where.setdefault(fingerprint, name)
+            self.shards[name] = Shard(stat.st_size, fingerprints, stat.st_mtime_ns)
+        for name, shard in sorted(self.shards.items(), key=lambda entry: (entry[1].mtime_ns, entry[0])):
+            self.where.update(dict.fromkeys(shard.fingerprints, name))  # of two, the newer
 
     def __contains__(self, fingerprint: str) -> bool:
         return fingerprint in self.where
@@ -101,7 +104,7 @@ class Store:
         metadata = {"format": FORMAT_NAME, "version": str(FORMAT_VERSION), "kind": kind, "entries": json.dumps(facts)}
         path = self.folder / name
         save_tensors(path, tensors, metadata)
-        self.shards[name] = Shard(path.stat().st_size, tuple(facts))
+        self.shards[name] = Shard(path.stat().st_size, tuple(facts), path.stat().st_mtime_ns)
         for fingerprint in facts:
             self.where[fingerprint] = name
 
@@ -122,10 +125,18 @@ class Store:
         for fingerprint in fingerprints:
             self.where.pop(fingerprint, None)
 
-    def prefer(self, names: set[str]) -> None:
-        """Where an entry is in several shards, use those."""
-        for name in names & set(self.shards):
-            self.where.update(dict.fromkeys(self.shards[name].fingerprints, name))
+    def set_aside(self, name: str) -> None:
+        """Take a damaged shard out of use without deleting it."""
+        path = self.folder / name
+        os.replace(path, path.with_suffix(DAMAGED))
+        self.shards.pop(name, None)
+        self.broken.pop(name, None)
+
+    def remove(self, name: str) -> None:
+        """Delete a shard."""
+        (self.folder / name).unlink()
+        self.shards.pop(name, None)
+        self.broken.pop(name, None)
 
     @contextlib.contextmanager
     def locked(self, say: Callable[[str], None]) -> Iterator[None]:
@@ -180,8 +191,8 @@ def _owner(path: Path) -> str:
         return "another process"
 
 
-def _shard_files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Relative name and size of every shard below the folder."""
+def _shard_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative name and stat of every shard below the folder."""
     groups = ["text"]
     with contextlib.suppress(OSError):
         groups += sorted(f"image/{entry.name}" for entry in os.scandir(folder / "image") if entry.is_dir())
@@ -189,7 +200,7 @@ def _shard_files(folder: Path) -> Iterator[tuple[str, int]]:
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(os.scandir(folder / group), key=lambda entry: entry.name):
                 if entry.name.endswith(".safetensors") and entry.is_file():
-                    yield f"{group}/{entry.name}", entry.stat().st_size
+                    yield f"{group}/{entry.name}", entry.stat()
 
 
 def _read_index(path: Path) -> dict[str, Shard]:
@@ -215,7 +226,3 @@ def entry_facts(path: Path) -> dict[str, dict]:
     if present != set(facts):
         raise TensorFileError(f"{path}: its header lists other entries than its tensors")
     return facts
-
-
-def _described(path: Path) -> Shard:
-    return Shard(path.stat().st_size, tuple(entry_facts(path)))
