@@ -12,10 +12,9 @@ from library.data.lint.shift import global_shift
 from library.data.pictures import CHANGE_THRESHOLD, Pictures, cell_means
 from library.data.plan import PlannedItem
 
-SAME_MEAN = 3.0  # of 255: below this and ...
-SAME_SHARE = 1e-4  # ... with fewer pixels changed than this, a pair is one picture, saved twice
-FEWEST_CHANGED = 1e-3  # of the picture: less change says nothing about where it belongs
-CHANGED_CELL = 0.25  # of a cell's pixels: what makes a cell changed, and not an edge resampled in another way
+SAME = 6.0  # of 255: where no cell's mean differs by more, a pair is one picture, saved twice
+CHANGED = 10.0  # of 255: a cell whose mean differs by more was changed; compression and noise leave means alone
+FEWEST_CHANGED = 1e-3  # of the cells: less change says nothing about where it belongs
 MOST_OUTSIDE = 0.1  # of the change may lie outside the mask
 MOST_CROPPED = 0.25  # of the picture's area
 MOST_ENLARGED = 1.5
@@ -23,7 +22,10 @@ MOST_ENLARGED = 1.5
 
 @dataclass(frozen=True)
 class Difference:
-    """How a target differs from its source. share: of pixels, above the threshold; mean: of 255, over all values."""
+    """How a target differs from its source. share: of pixels, above the cache's threshold; mean: of 255.
+
+    cells: (H/8, W/8), how far the means of each latent cell are apart, of 255, in the channel that differs most.
+    """
 
     share: float
     mean: float
@@ -32,14 +34,15 @@ class Difference:
     @classmethod
     def of(cls, source: np.ndarray, target: np.ndarray) -> Difference:
         """Between two pictures (H, W, 3) uint8."""
-        apart = np.abs(source.astype(np.int16) - target)
-        changed = (apart.max(axis=2) > CHANGE_THRESHOLD).astype(np.float32)
-        return cls(float(changed.mean()), float(apart.mean()), cell_means(changed))
+        apart = source.astype(np.int16) - target
+        share = (np.abs(apart).max(axis=2) > CHANGE_THRESHOLD).mean()
+        cells = np.max([np.abs(cell_means(apart[..., channel])) for channel in range(3)], axis=0)
+        return cls(float(share), float(np.abs(apart).mean()), cells)
 
     @property
     def is_none(self) -> bool:
         """Whether it is no more than what saving a picture again does to it."""
-        return self.share < SAME_SHARE and self.mean < SAME_MEAN
+        return float(self.cells.max()) <= SAME
 
 
 def check_geometry(item: PlannedItem) -> Iterator[Finding]:
@@ -93,22 +96,23 @@ def check_masks(key: str, masks: list[np.ndarray], difference: Difference | None
                 value = "white: everything is repainted" if mask.all() else "black: nothing is repainted"
                 yield Finding(key, "constant_mask", f"the mask, cut to its bucket, is all {value}")
                 break
-    if difference is None or difference.share < FEWEST_CHANGED:
+    if difference is None:
         return
-    outside = max((_outside(mask, difference.cells) for mask in masks if mask.any() and not mask.all()), default=0.0)
+    changed = difference.cells > CHANGED
+    if changed.mean() < FEWEST_CHANGED:
+        return
+    outside = max((_outside(mask, changed) for mask in masks if mask.any() and not mask.all()), default=0.0)
     if outside > MOST_OUTSIDE:
         message = f"{outside:.0%} of what changes lies outside the mask"
         yield Finding(key, "mask_misses_change", message, {"outside": round(outside, 4)})
 
 
 def _outside(mask: np.ndarray, changed: np.ndarray) -> float:
-    """The share of the change in cells that the mask does not touch, nor any of their neighbours."""
+    """The share of the changed cells (H/8, W/8) that the mask (H, W) does not touch, nor any of their neighbours."""
     touched = np.pad(cell_means(mask.astype(np.float32)) > 0, 1)
-    near = np.zeros_like(changed, bool)
     height, width = changed.shape
+    near = np.zeros_like(changed)
     for down in range(3):
         for across in range(3):
             near |= touched[down : down + height, across : across + width]
-    counted = np.where(changed >= CHANGED_CELL, changed, 0.0)
-    total = float(counted.sum())
-    return float(counted[~near].sum()) / total if total else 0.0
+    return float((changed & ~near).sum() / changed.sum())

@@ -13,9 +13,10 @@ from library.data.lint.findings import Finding
 from library.data.pictures import Pictures
 
 THUMBNAIL = 32  # pixels a side
-COARSE = 4  # thumbnail pixels a side in the first comparison, of which all pairs are made
-NEAR = 3.0  # of 255, root mean square, coarse: worth a closer look
-SAME = 8  # of 255: no thumbnail pixel differs by more
+COARSE = 8  # thumbnail pixels a side in the first comparison, of which all pairs are made
+NEAR = 2.5  # of 255, root mean square, coarse: worth a closer look
+SAME = 20  # of 255: no thumbnail value differs by more ...
+SAME_MEAN = 2.0  # ... and all together by no more than this
 MOST_COMPARED = 20_000  # items: comparing all pairs of more takes minutes; equal files are still found
 MOST_NAMED = 3
 BLOCK = 1024
@@ -103,5 +104,6 @@ def _near(fine: np.ndarray) -> Iterator[tuple[int, int]]:
         for row in range(len(rows)):
             first = start + row
             others = first + 1 + np.nonzero(apart[row, first + 1 :] <= limit)[0]
-            differ = np.abs(fine[others].astype(np.int16) - fine[first]).max(axis=1, initial=0)
-            yield from ((first, int(second)) for second in others[differ <= SAME])
+            differ = np.abs(fine[others].astype(np.int16) - fine[first])
+            same = (differ.max(axis=1, initial=0) <= SAME) & (differ.mean(axis=1) <= SAME_MEAN)
+            yield from ((first, int(second)) for second in others[same])
