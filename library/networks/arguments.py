@@ -37,7 +37,7 @@ KIND_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "loha": ("wd_on_output",),
     "lokr": ("wd_on_output", "factor", "decompose_both", "full_matrix", "unbalanced_factorization"),
     "glora": (),
-    "diag-oft": ("constraint", "rescaled"),
+    "diag-oft": (),
     "full": (),
 }
 """What each kind reads beyond the arguments that all of them share."""
@@ -62,6 +62,8 @@ _REFUSED_ARGUMENTS = {
     "use_scalar": "it only renames the step size: set the learning rate",
     "block_size": "it belongs to dylora, which is refused",
     "train_t5xxl": "T5's embeddings are cached and T5 is never loaded by the trainer",
+    "constraint": "ComfyUI, the one program that loads diag-oft, reads it as another quantity",
+    "rescaled": "ComfyUI, the one program that loads diag-oft, does not apply it",
     "ggpo_sigma": "it is not built",
     "ggpo_beta": "it is not built",
     "rank_dropout_scale": "dropped ranks are always made up for here, so the switch has nothing to do",
@@ -103,8 +105,6 @@ _READERS: dict[str, Callable[[str, str], object]] = {
     "decompose_both": _switch,
     "full_matrix": _switch,
     "unbalanced_factorization": _switch,
-    "constraint": _number,
-    "rescaled": _switch,
     "dora_wd": _switch,
     "rs_lora": _switch,
     "bypass_mode": _switch,

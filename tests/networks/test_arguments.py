@@ -64,6 +64,7 @@ def test_arguments_are_typed() -> None:
         ("lora", (), {"use_dora": True, "network_layout": "split"}, "fused"),
         ("lora", (), {"use_dora": True, "network_init": "pissa"}, "choose one"),
         ("diag-oft", (), {}, "allow_comfy_only"),
+        ("diag-oft", ("rescaled=true",), {"allow_comfy_only": True}, "does not apply it"),
         ("full", (), {"use_rslora": True}, "rslora"),
     ],
 )

@@ -14,10 +14,7 @@ from tests.networks.support import both, inputs, network_on, relative
 
 EXTRA = {
     "lokr": [{}, {"network_args": ("factor=4", "decompose_both=true")}, {"network_args": ("full_matrix=true",)}],
-    "diag-oft": [
-        {"allow_comfy_only": True},
-        {"allow_comfy_only": True, "network_args": ("rescaled=true", "constraint=1")},
-    ],
+    "diag-oft": [{"allow_comfy_only": True}],
     "lora": [{}, {"use_dora": True, "export_rank": 64}, {"use_rslora": True}],
     "loha": [{}, {"use_dora": True, "export_rank": 64}, {"use_rslora": True}],
 }  # fmt: skip

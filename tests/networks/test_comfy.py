@@ -1,0 +1,138 @@
+"""ComfyUI's own code loads every network whole, to the weights that plain arithmetic gives, and computes our step."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from library.flow.packing import pack_latents, pack_mask, unpack_latents
+from library.networks import NETWORKS
+from library.networks.file import save_network
+from library.networks.metadata import Description
+from tests.networks.comfy_process import SHAPE, Comfy, require_comfy, write_bfl_checkpoint
+from tests.networks.support import both, network_on, relative
+from tests.networks.test_contract import LAYOUTS, label
+
+HEIGHT = WIDTH = 8
+
+
+@pytest.fixture(scope="module")
+def comfy():
+    require_comfy()
+    running = Comfy()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, comfy):
+    folder = tmp_path_factory.mktemp("comfy")
+    ours, _ = both(folder / "base", **SHAPE)
+    return ours, write_bfl_checkpoint(ours, folder / "fill.safetensors")
+
+
+def files_of(tmp_path, ours, format: str = "kohya", **table):
+    network = network_on(ours, **table)
+    change = network.export()
+    files = save_network(tmp_path / "net.safetensors", change, Description("net"), format=format, dtype=torch.float32)
+    network.detach()
+    return change, files
+
+
+def check_deltas(comfy, base, tmp_path, change, file) -> None:
+    """No key unread, and every weight's change is the factors' product."""
+    ours, checkpoint = base
+    answer = comfy.ask(
+        "deltas", base=str(checkpoint), networks=[[str(file), 1.0]], output=str(tmp_path / "d.safetensors")
+    )
+    assert answer["unread"] == []
+    found = load_file(tmp_path / "d.safetensors")
+    expected: dict[str, torch.Tensor] = {}
+    for (module, (start, stop)), factors in change.entries.items():
+        weight = ours.get_submodule(module).weight
+        delta = expected.setdefault(f"{module}.weight", torch.zeros_like(weight))
+        delta[start:stop] += factors.delta(weight[start:stop])
+    assert found.keys() == expected.keys()
+    for name, delta in expected.items():
+        assert relative(found[name], delta) < 2e-5, name
+
+
+def test_the_tiny_base_is_seen_as_fill(comfy, base) -> None:
+    answer = comfy.ask("detect", base=str(base[1]))
+    assert answer["config"] == "FluxInpaint"
+
+
+@pytest.mark.parametrize(("table", "layout"), LAYOUTS, ids=label)
+def test_every_network_arrives_whole(comfy, base, tmp_path, table: dict, layout: str) -> None:
+    change, files = files_of(tmp_path, base[0], network_layout=layout, **table)
+    check_deltas(comfy, base, tmp_path, change, files[0])
+
+
+def test_every_registered_kind_is_among_them() -> None:
+    assert {table["network_module"] for table, _ in LAYOUTS} == set(NETWORKS)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("table", [{"train_x_embedder": True}, {"network_targets": "all-linear"},
+                                   {"network_targets": "reference"}, {"network_layout": "split"},
+                                   {"network_reg_dims": ("img_attn=8",), "network_alpha": 1.0}])  # fmt: skip
+def test_every_format_arrives_whole(comfy, base, tmp_path, format: str, table: dict) -> None:
+    change, files = files_of(tmp_path, base[0], format, **table)
+    for file in files:
+        check_deltas(comfy, base, tmp_path, change, file)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    "table", [{}, {"network_module": "lokr"}, {"train_x_embedder": True}], ids=["lora", "lokr", "img_in"]
+)
+def test_one_denoising_step_is_ours(comfy, base, tmp_path, table: dict, masked: bool) -> None:
+    """Without a mask ComfyUI's Fill takes an all-white one; with one, it packs ours."""
+    ours, checkpoint = base
+    draw = torch.Generator().manual_seed(4)
+    given = {
+        "latents": torch.randn(1, 16, HEIGHT, WIDTH, generator=draw),
+        "concat_latents": torch.randn(1, 16, HEIGHT, WIDTH, generator=draw),
+        "timestep": torch.tensor([0.6]),
+        "context": torch.randn(1, 7, 4096, generator=draw),
+        "pooled": torch.randn(1, 768, generator=draw),
+        "guidance": torch.tensor([30.0]),
+    }
+    mask = torch.ones(1, 1, 8 * HEIGHT, 8 * WIDTH)
+    if masked:
+        mask[..., : 4 * WIDTH] = 0
+        given["mask"] = mask
+    save_file(given, tmp_path / "inputs.safetensors")
+    change, (file, *_) = files_of(tmp_path, ours, **table)
+    answer = comfy.ask(
+        "forward", base=str(checkpoint), networks=[[str(file), 1.0]], inputs=str(tmp_path / "inputs.safetensors"),
+        output=str(tmp_path / "output.safetensors"),
+    )  # fmt: skip
+    assert answer["unread"] == []
+    theirs = load_file(tmp_path / "output.safetensors")
+    network = network_on(ours, **table)
+    # ComfyUI scales latents by itself on the way in; our condition is given in model space.
+    condition = theirs["concat"][:, :16]
+    tokens = torch.cat([pack_latents(given["latents"]), pack_latents(condition), pack_mask(mask)], dim=-1)
+    from library.flow.packing import image_ids
+
+    predicted = ours(
+        tokens, given["context"], given["pooled"], given["timestep"], given["guidance"], image_ids(HEIGHT, WIDTH)
+    )  # fmt: skip
+    network.detach()
+    assert relative(unpack_latents(predicted, HEIGHT, WIDTH), theirs["output"]) < 2e-5
+
+
+def test_two_networks_with_strengths_add_up(comfy, base, tmp_path) -> None:
+    ours, checkpoint = base
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    first, (file, *_) = files_of(tmp_path / "a", ours)
+    second, (other, *_) = files_of(tmp_path / "b", ours, seed=5, network_targets="attn")
+    answer = comfy.ask(
+        "deltas", base=str(checkpoint), networks=[[str(file), 0.5], [str(other), -2.0]],
+        output=str(tmp_path / "d.safetensors"),
+    )  # fmt: skip
+    assert answer["unread"] == []
+    found = load_file(tmp_path / "d.safetensors")
+    name, slot = "double_blocks.0.img_attn.proj.weight", ("double_blocks.0.img_attn.proj", (0, 128))
+    expected = 0.5 * first.entries[slot].delta() - 2.0 * second.entries[slot].delta()
+    assert relative(found[name], expected) < 1e-5
