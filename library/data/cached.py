@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from library.conditioning.item import Condition
 from library.config.run import Run
-from library.config.tables import DatasetTable
 from library.data.batches import Batch, Choice, Chooser, Gatherer, Use, gather_items, prefetched
-from library.data.identities import identity_of
-from library.data.manifest import (
-    Manifest,
-    ManifestItem,
-    ManifestPreview,
-    differences,
-    manifest_path,
-    manifests,
-    portable_hash,
-    read_manifest,
-)
-from library.data.order import BatchPlan, Member, Order
+from library.data.listing import Listing, listed
+from library.data.manifest import ManifestItem, ManifestPreview
+from library.data.order import BatchPlan, Order
 from library.data.plan import all_subsets
-from library.data.prompts import PreviewRequest, from_plain, plain, preview_requests
+from library.data.prompts import PreviewRequest, from_plain
 from library.data.reader import Reader
-from library.data.scope import scope_of
-from library.data.shares import Share, shares
-from library.data.store import Store
-from library.errors import CacheError
-from library.files import FileStat, sha256_file
-from library.flow import draws
-from library.models.base import Base
+from library.data.shares import Share
 from library.models.text import TextEmbeddings
 
 PREFETCH = 2
@@ -56,11 +38,14 @@ class CachedPreview:
 class CachedDataset:
     """Items in the cache, as batches. Make one with `open_cache`."""
 
-    def __init__(self, store: Store, manifest: Manifest, datasets: tuple[DatasetTable, ...], seed: int, prior: float):
-        self.manifest = manifest
-        self.reader = Reader(store)
+    def __init__(self, listing: Listing, seed: int, prior: float):
+        self.listing = listing
+        self.manifest = listing.manifest
+        self.reader = Reader(listing.store)
         self.seed = seed
-        self.datasets = datasets
+        self.datasets = listing.datasets
+        self.items = listing.items
+        self.held_out_items = listing.held_out_items
         uses = [
             Use(
                 subset.caption_dropout_rate,
@@ -68,36 +53,20 @@ class CachedDataset:
                 subset.full_mask_rate,
                 prior if subset.is_reg else 1.0,
             )
-            for subset in all_subsets(datasets)
+            for subset in all_subsets(listing.datasets)
         ]
-        self._chooser = Chooser(self.reader, manifest.texts, uses, seed)
+        self._chooser = Chooser(self.reader, self.manifest.texts, uses, seed)
         self._gatherer = Gatherer(self.reader)
-        held = held_out(manifest, datasets, seed)
-        self.items = tuple(item for item in manifest.items if item.key not in held)
-        self.held_out_items = tuple(item for item in manifest.items if item.key in held)
-        if not self.items:
-            raise CacheError("every item is held out for validation: nothing is left to train on")
 
-    @cached_property
+    @property
     def shares(self) -> list[Share]:
         """Each subset's items, repeats and share of an epoch."""
-        counts = [0] * len(self.manifest.subsets)
-        for item in self.items:
-            counts[item.subset] += 1
-        return shares(self.manifest.subsets, all_subsets(self.datasets), counts)
+        return self.listing.shares
 
     @cached_property
     def order(self) -> Order:
         """The sequence of training batches."""
-        where = [number for number, dataset in enumerate(self.datasets) for _ in dataset.subsets]
-        members = []
-        for item in self.items:
-            dataset = where[item.subset]
-            sizes = tuple(self.reader.store.bucket(choices[0]) for choices in item.sizes)
-            batch_size = self.datasets[dataset].train_batch_size
-            repeats = self.shares[item.subset].repeats
-            members.append(Member(item.key, repeats, (dataset, sizes), batch_size, len(sizes)))
-        return Order(members, self.seed)
+        return Order(self.listing.members, self.seed)
 
     def batch(self, position: int) -> Batch:
         """The batch at a position of the run (its micro-step number)."""
@@ -144,106 +113,6 @@ class CachedDataset:
         self.reader.close()
 
 
-def held_out(manifest: Manifest, datasets: tuple[DatasetTable, ...], seed: int) -> set[str]:
-    """Keys of the items kept for validation: whole subsets, and a share of each data set."""
-    kept: set[str] = set()
-    first = 0
-    for dataset in datasets:
-        numbers = range(first, first + len(dataset.subsets))
-        first += len(dataset.subsets)
-        own = {number for number in numbers if dataset.subsets[number - numbers.start].is_validation}
-        kept |= {item.key for item in manifest.items if item.subset in own}
-        rest = [
-            item.key
-            for item in manifest.items
-            if item.subset in numbers and item.subset not in own
-            and not dataset.subsets[item.subset - numbers.start].is_reg
-        ]  # fmt: skip
-        split_seed = seed if dataset.validation_seed is None else dataset.validation_seed
-        rest.sort(key=lambda key: draws.uniform(split_seed, "held out", key))
-        kept |= set(rest[: round(len(rest) * dataset.validation_split)])
-    return kept
-
-
 def open_cache(run: Run) -> CachedDataset:
     """The cached data set of a configuration. Raises CacheError, naming the command to run, if it is not up to date."""
-    base = Base.open(run.model)
-    scope = scope_of(run, base)
-    folder = scope.folder
-    manifest = _manifest(folder, scope.config, run)
-    store = Store(folder)
-    stale = [*_other_encoders(manifest, base, folder), *_changed_sources(manifest), *_other_previews(manifest, run)]
-    missing = manifest.fingerprints - set(store.where)
-    if missing:
-        stale.append(f"{len(missing)} of its {len(manifest.fingerprints)} entries are missing")
-    stale += [f"{name} is damaged" for name in store.broken]
-    if stale:
-        raise CacheError(
-            f"the cache in {folder} is not up to date:\n  " + "\n  ".join(stale[:20]) + f"\n{_advice(run)}"
-        )
-    return CachedDataset(store, manifest, run.datasets, run.training.seed or 0, run.training.prior_loss_weight)
-
-
-def _advice(run: Run) -> str:
-    config = run.command.config_file
-    return f"Run: python influx_cache.py{f' --config_file {config}' if config else ''}"
-
-
-def _manifest(folder: Path, config: dict, run: Run) -> Manifest:
-    exact = manifest_path(folder, config)
-    if exact.is_file():
-        return read_manifest(exact)
-    others = list(manifests(folder))
-    sources_here = any(
-        Path(path).exists()
-        for subset in all_subsets(run.datasets)
-        for path in (subset.image_dir, subset.metadata_file)
-        if path is not None
-    )
-    if not sources_here:
-        for path, content in others:
-            if content.get("portable") == portable_hash(config):
-                return read_manifest(path)
-    if not others:
-        raise CacheError(f"there is no cache of this data set in {folder}.\n{_advice(run)}")
-    changed = min((differences(content["config"], json.loads(json.dumps(config))) for _, content in others), key=len)
-    raise CacheError(
-        f"the cache in {folder} is of another configuration:\n  " + "\n  ".join(changed[:20]) + f"\n{_advice(run)}"
-    )
-
-
-def _other_encoders(manifest: Manifest, base: Base, folder: Path) -> list[str]:
-    """Encoders that are here and are not those the cache was made with. Absent ones are no error: the trainer needs
-    neither."""
-    found = []
-    for part, cached, words in (
-        ("vae", manifest.vae, "another VAE"),
-        ("text_encoders", manifest.text_encoders, "other text encoders"),
-    ):
-        current = identity_of(base, part, folder)
-        if current is not None and current != cached:
-            found.append(f"it was made with {words} than {base.name} has")
-    return found
-
-
-def _other_previews(manifest: Manifest, run: Run) -> list[str]:
-    """Previews asked for now that were not when the cache was made. An absent prompt file is no error."""
-    prompts = run.sampling.sample_prompts
-    if prompts is not None and not prompts.exists() and manifest.previews:
-        return []
-    asked = [plain(request) for request in preview_requests(run.sampling)]
-    if asked != [preview.request for preview in manifest.previews]:
-        return ["its sample prompts are not those of this configuration"]
-    return []
-
-
-def _changed_sources(manifest: Manifest) -> list[str]:
-    """Source files that are here and are not those the cache was made from. Absent ones are no error."""
-    found = []
-    for path, file in manifest.files.items():
-        try:
-            if FileStat.of(path) != file.stat and sha256_file(path) != file.sha256:
-                found.append(f"{path} has changed")
-        except OSError:
-            continue
-    return found
+    return CachedDataset(listed(run), run.training.seed or 0, run.training.prior_loss_weight)

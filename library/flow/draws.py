@@ -2,12 +2,17 @@
 
 Noise, timesteps, variants and dropouts are drawn from a generator seeded by (seed, purpose, micro-step, item, ...),
 never from a running stream. So resuming, prefetching, workers and the number of processes cannot change a run.
+Importing this imports no torch: plans that only draw single numbers do without.
 """
 
-import hashlib
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Key = str | int
 
@@ -20,11 +25,15 @@ def key_seed(seed: int, *key: Key) -> int:
 
 def generator(seed: int, *key: Key) -> torch.Generator:
     """A CPU generator that depends on (seed, *key) alone. Always on the CPU, so that every device draws the same."""
+    import torch
+
     return torch.Generator("cpu").manual_seed(key_seed(seed, *key))
 
 
 def normal(shape: tuple[int, ...], seed: int, *key: Key) -> Tensor:
     """Standard normal draws, float32, on the CPU."""
+    import torch
+
     return torch.randn(shape, generator=generator(seed, *key))
 
 
@@ -42,4 +51,6 @@ def choice(count: int, seed: int, *key: Key) -> int:
 
 def permutation(count: int, seed: int, *key: Key) -> list[int]:
     """A random order of 0 .. count-1."""
+    import torch
+
     return torch.randperm(count, generator=generator(seed, *key)).tolist()
