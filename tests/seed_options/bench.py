@@ -131,7 +131,7 @@ class Bench:
         }
         replaced = {"num_train_epochs": "max_train_steps", "dataset_name": "instance_data_dir", "size": "resolution"}
         leave_out = names | {replaced[name] for name in names & set(replaced)}
-        leave_out |= {word[4:] for word in given if word.startswith("--no:")}
+        leave_out |= {word[5:] for word in given if word.startswith("--no:")}
         given = [word for word in given if not word.startswith("--no:")]
         return [*given, *(f"--{name}={value}" for name, value in usual.items() if name not in leave_out)]
 

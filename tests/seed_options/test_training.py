@@ -16,8 +16,8 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
     "instance_prompt": ("--instance_prompt=red", "--instance_prompt=blue", "--no:caption_data_dir"),
     "mask_data_dir": ("--mask_data_dir={masks}", "--mask_data_dir={masks_b}", "--mode=mask --no:target_data_dir"),
     "mode": ("--mode=edit", "--mode=mask", "--mask_data_dir={masks}"),
-    "use_split_mask": ("--use_split_mask", "--use_split_mask=false", "--mode=mask --mask_data_dir={masks} "
-                       "--no:target_data_dir"),
+    "use_split_mask": ("--use_split_mask", "--use_split_mask=false --mask_data_dir={masks}",
+                       "--mode=mask --no:target_data_dir"),
     "mask_only_right": ("--mask_only_right", "--mask_only_right=false", "--use_split_mask --no:mode "
                         "--instance_data_dir={joined} --no:target_data_dir --seed=5"),
     "resolution": ("--resolution=64", "--resolution=64,96", "--max_train_steps=4"),
@@ -46,13 +46,14 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
     "adam_epsilon": ("--adam_epsilon=1e-8", "--adam_epsilon=1e-2", ""),
     "adam_weight_decay": ("--adam_weight_decay=0", "--adam_weight_decay=10", "--learning_rate=1e-2"),
     "prodigy_beta3": ("--prodigy_beta3=0.9", "--prodigy_beta3=0.1", "--optimizer=prodigy --learning_rate=1 "
-                      "--max_train_steps=4"),
+                      "--max_train_steps=12"),
     "prodigy_decouple": ("--prodigy_decouple=True", "--prodigy_decouple=False", "--optimizer=prodigy "
                          "--learning_rate=1 --adam_weight_decay=10"),
     "prodigy_use_bias_correction": ("--prodigy_use_bias_correction=True", "--prodigy_use_bias_correction=False",
                                     "--optimizer=prodigy --learning_rate=1"),
     "prodigy_safeguard_warmup": ("--prodigy_safeguard_warmup=True", "--prodigy_safeguard_warmup=False",
-                                 "--optimizer=prodigy --learning_rate=0.5 --max_train_steps=4"),
+                                 "--optimizer=prodigy --learning_rate=1 --max_train_steps=12 "
+                                 "--lr_scheduler=constant_with_warmup --lr_warmup_steps=6"),
     "max_grad_norm": ("--max_grad_norm=1e-3", "--max_grad_norm=0", "--adam_epsilon=1e-2"),
     "mixed_precision": ("--mixed_precision=no", "--mixed_precision=bf16", "--save_precision=fp32"),
     "lora_layers": ("--lora_layers=attn.to_k,attn.to_q", "--lora_layers=attn.to_v", ""),
