@@ -10,7 +10,22 @@ from library.config.run import Run
 
 
 def run(run: Run) -> int:
-    """Train, or show what training would do. Returns the exit code."""
+    """Train, or show what training would need. Returns the exit code."""
+    if run.command.dry_run:
+        from library.training import plan
+
+        print("\n".join(plan.lines(run)))
+        return 0
+    if run.command.show_timesteps:
+        from library.training.show_timesteps import show
+
+        return show(run)
+    if run.memory.vram_budget_gb is not None:
+        from library import forecast
+        from library.models.base import Base
+
+        run, lines = forecast.settle(run, Base.open(run.model).shape)
+        print("\n".join(lines))
     from library.training.job import train
 
     return train(run)

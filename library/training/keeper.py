@@ -80,7 +80,7 @@ class Keeper:
 
     def state(self, stem: str) -> Path:
         """Save the state."""
-        folder = self.folder / f"{stem}{state.SUFFIX}"
+        folder = self.folder / f"{stem}{saving.STATE_SUFFIX}"
         saved = checkpoint.collect(self.trained, self.table.output_name, self.seed, self.identity, self.segments())
         state.save(folder, saved)
         return folder

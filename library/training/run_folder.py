@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from library.config.resolved import differences
 from library.errors import ConfigError
 from library.files import atomic_write, sweep_leftovers
-from library.training import state
+from library.training import saving
 
 LOCK, OWNER, RECORD = ".influx.lock", ".influx.owner.json", "run.json"
 
@@ -62,7 +62,7 @@ class RunFolder:
                 "output_dir"
             ) from error
         sweep_leftovers(self.path)
-        for retired in self.path.glob("*" + state.SUFFIX + ".old"):
+        for retired in self.path.glob("*" + saving.STATE_SUFFIX + ".old"):
             if retired.with_name(retired.name.removesuffix(".old")).exists():
                 shutil.rmtree(retired)
             else:

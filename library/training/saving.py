@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.config.tables import SavingTable
-from library.training import state
+
+STATE_SUFFIX = "-state"
+MANIFEST = "manifest.json"  # of a state folder: without it the folder does not count
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def outdated(table: SavingTable, folder: Path, name: str, moment: Moment) -> lis
 
 
 def _saved(folder: Path, name: str, is_state: bool) -> Iterator[tuple[Path, str, int]]:
-    ending = re.escape(state.SUFFIX) if is_state else r"(?:-ema|_diffusers|_text_encoder)*\.(?:safetensors|json)"
+    ending = re.escape(STATE_SUFFIX) if is_state else r"(?:-ema|_diffusers|_text_encoder)*\.(?:safetensors|json)"
     pattern = re.compile(re.escape(name) + r"-(?:step(\d{8})|(\d{6}))" + ending)
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)
@@ -92,7 +94,7 @@ def remove(paths: list[Path]) -> None:
     """Delete networks and states. A state folder loses its manifest first, so that a kill leaves nothing half valid."""
     for path in paths:
         if path.is_dir():
-            (path / state.MANIFEST).unlink(missing_ok=True)
+            (path / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

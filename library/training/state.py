@@ -16,10 +16,10 @@ from torch import Tensor
 
 from library.errors import UserError
 from library.files import atomic_folder, sha256_file
+from library.training.saving import MANIFEST, STATE_SUFFIX
 
 FORMAT = 1
-SUFFIX = "-state"
-MANIFEST, SCALARS = "manifest.json", "state.json"
+SCALARS = "state.json"
 _TENSOR = "__tensor__"
 _TUPLE = "__tuple__"
 _ITEMS = "__items__"
@@ -146,7 +146,7 @@ def newest(output_dir: Path, name: str) -> tuple[Path | None, list[str]]:
     Sweeps nothing: a folder that was set aside while its successor was written (`.old`) counts as well.
     """
     found, troubles = [], []
-    for folder in sorted(output_dir.glob("*" + SUFFIX)) + sorted(output_dir.glob("*" + SUFFIX + ".old")):
+    for folder in sorted(output_dir.glob("*" + STATE_SUFFIX)) + sorted(output_dir.glob("*" + STATE_SUFFIX + ".old")):
         if not folder.is_dir():
             continue
         try:
