@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -59,8 +59,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.counts = Counts()
         self.events: list[tuple[int, int]] = []
-        self.seen: set[int] = set()
-        self.known: dict[int, int] = {}
+        self.live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         inputs = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
@@ -88,22 +87,20 @@ class Counter(TorchDispatchMode):
             self.counts.traffic_gb += sum(map(_bytes, (*inputs, *outputs))) / 1e9
 
     def _follow(self, tensor: Tensor) -> None:
+        """Note an allocation, after those that have ended by now."""
+        for key in [key for key, (reference, _) in self.live.items() if reference.expired()]:
+            self.events.append((key, -self.live.pop(key)[1]))
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
-            return
-        self.known[key] = size
-        self.events.append((key, size))
-        weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self.events.append((key, -self.known.pop(key, 0)))
+        if storage._cdata not in self.live:
+            self.live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+            self.events.append((storage._cdata, storage.nbytes()))
 
     def peak(self, without: set[int]) -> float:
-        """The largest sum of live bytes (GB), leaving out these storages."""
+        """The largest sum of live bytes (GB), leaving out these storages (which are alive at the end)."""
+        left_out = {key: position for position, (key, size) in enumerate(self.events) if size > 0 and key in without}
         live = highest = 0
-        for key, size in self.events:
-            if key not in without:
+        for position, (key, size) in enumerate(self.events):
+            if left_out.get(key) != position:
                 live += size
                 highest = max(highest, live)
         return highest / 1e9

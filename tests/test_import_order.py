@@ -16,7 +16,7 @@ ORDER = [
     {"networks"},
     {"data"},
     {"sampling"},
-    {"previews"},
+    {"previews", "forecast"},
     {"caching", "training", "inference"},
     {"start"},
 ]

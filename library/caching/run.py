@@ -10,12 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from library.caching import upkeep
+from library.caching import preview, upkeep
 from library.caching.estimate import Needs, needs_of, refuse_full_disk
 from library.caching.session import Session, wanted
 from library.caching.tables import bucket_table, subset_table
 from library.caching.team import Team
 from library.config.run import Run
+from library.data import lint
 from library.data.ledger import Ledger
 from library.data.manifest import make_manifest, write_manifest
 from library.data.plan import Plan, bucketings, make_plan
@@ -26,6 +27,7 @@ from library.data.scope import encodings, scope_of
 from library.data.store import Store, entry_facts
 from library.errors import ConfigError, ModelError
 from library.files import atomic_write, disk_error
+from library.forecast import caching_lines
 from library.models.base import Base
 from library.models.shape import FluxShape
 
@@ -35,6 +37,8 @@ log = logging.getLogger("influx")
 def run(run: Run) -> int:
     """Bring the cache up to date with the configuration. Returns the exit code."""
     _check(run)
+    if run.command.lint:
+        return lint.run(run)
     base = Base.open(run.model)
     scope = scope_of(run, base)
     _probe(scope.folder)
@@ -46,10 +50,14 @@ def run(run: Run) -> int:
         if run.command.dry_run:
             plan = plan_of(session)
             _say(session, plan, needs_of(plan, session.images, session.texts, store, _widths(session)))
+            for line in caching_lines(run.datasets, run.cache, bool(run.cache.t5xxl_layer_by_layer)):
+                log.info("%s", line)
             return 0
         if upkeep.is_asked(run.command):
             return upkeep.upkeep(session, plan_of(session, rehash=run.command.verify))
         _bring_up_to_date(session, team)
+        if run.command.preview is not None and team.leads:
+            preview.write(session, plan_of(session), run.command.preview, run.command.preview_items)
     return 0
 
 
@@ -98,6 +106,7 @@ def plan_of(session: Session, *, rehash: bool = False) -> Plan:
                 session.images,
                 ledger,
                 session.run.cache.max_image_pixels,
+                {item.first.look.mode: item.first.pair.source for item in reversed(plan.items)},
             )
             return replace(plan, previews=previews)
         finally:

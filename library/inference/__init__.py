@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from library.config.run import Run
+from library.forecast import inference_lines
 from library.inference.plan import make_plan
 from library.models.base import Base
 
@@ -15,6 +16,8 @@ def run(run: Run) -> None:
     for line in plan.lines():
         print(line)
     if run.command.dry_run:
+        width, height = max((request.fit.canvas for request in plan.requests), key=lambda size: size[0] * size[1])
+        print("\n".join(inference_lines(run, base.shape, width, height, batch=1)))
         return
     from library.inference.edit import edit
 

@@ -49,14 +49,9 @@ class RowScaled(Storage):
         raise NotImplementedError
 
     def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
-        if dtype == torch.bfloat16:
-            return self.widened(tensors["values"]) * tensors["scale"]
-        return (tensors["values"].float() * tensors["scale"].float()).to(dtype)
-
-    @staticmethod
-    def widened(values: Tensor) -> Tensor:
-        """Values in a form that multiplies with a bf16 scale in one pass."""
-        raise NotImplementedError
+        # Both kinds of values are exact in either dtype, and the product is made in place: one temporary weight.
+        working = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        return tensors["values"].to(working).mul_(tensors["scale"].to(working)).to(dtype)
 
 
 def _up_to_bf16(scale: Tensor) -> Tensor:
@@ -77,10 +72,6 @@ class Int8(RowScaled):
     def rounded(cls, scaled: Tensor) -> Tensor:
         return scaled.round().clamp(-127, 127).to(torch.int8)
 
-    @staticmethod
-    def widened(values: Tensor) -> Tensor:
-        return values
-
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if not self.arithmetic or rows.shape[0] < INT8_MINIMUM_ROWS or any(side % 8 for side in self.shape):
@@ -100,10 +91,6 @@ class Fp8(RowScaled):
     @classmethod
     def rounded(cls, scaled: Tensor) -> Tensor:
         return scaled.clamp(-FP8_MAX, FP8_MAX).to(FP8)
-
-    @staticmethod
-    def widened(values: Tensor) -> Tensor:
-        return values.to(torch.bfloat16)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self.arithmetic or any(side % 16 for side in self.shape):
