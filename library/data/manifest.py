@@ -18,7 +18,7 @@ from library.data.plan import Plan
 from library.data.prompts import plain
 from library.data.recipe import TextEncoding, digest
 from library.errors import CacheError
-from library.files import FileStat, atomic_write
+from library.files import FileStat, atomic_write, sha256_file
 
 FORMAT_VERSION = 1
 FOLDER = "manifests"
@@ -183,6 +183,8 @@ def _files(plan: Plan) -> dict[str, SourceFile]:
         for picture in (pair.source, pair.target, pair.mask):
             if picture is not None and picture.known.stat is not None:
                 found[picture.blob.key] = _source_file(picture)
+        if pair.caption_file is not None:
+            found[str(pair.caption_file)] = SourceFile(FileStat.of(pair.caption_file), sha256_file(pair.caption_file))
     for preview in plan.previews:
         found |= {picture.blob.key: _source_file(picture) for picture in preview.pictures}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from library.conditioning import MODES, Mode
 from library.config.tables import SubsetTable
@@ -50,6 +51,7 @@ class Pair:
     target: Picture | None
     mask: Picture | None
     captions: tuple[str, ...]
+    caption_file: Path | None = None
 
     @property
     def frame(self) -> tuple[float, float]:
@@ -123,7 +125,7 @@ def pair(
     if problems or source is None or texts is None:
         return None
     _say(source, target, mask, report)
-    return Pair(f"{name}/{record.key}", source, target, mask, texts)
+    return Pair(f"{name}/{record.key}", source, target, mask, texts, record.caption_file)
 
 
 def _pictures(record: Record, known: Mapping[str, Known | BadImage], problems: list) -> dict[str, Picture]:

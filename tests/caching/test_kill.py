@@ -1,0 +1,95 @@
+"""kill -9 at any instant: the next run completes the cache, byte for byte what an undisturbed run makes."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from library.data.cached import open_cache
+from library.data.store import Store
+from library.files import TEMPORARY_MARK
+from tests.caching.conftest import EDIT, write_pairs
+from tests.caching.test_caching import contents
+
+ROOT = Path(__file__).parents[2]
+
+
+class Server:
+    """A process that forks a child for every run of the command."""
+
+    def __init__(self):
+        command = [sys.executable, "-m", "tests.caching.worker"]
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def run(self, *arguments: str, kill_after: float = -1) -> tuple[int, float]:
+        self.process.stdin.write("\t".join([str(kill_after), *arguments]) + "\n")
+        self.process.stdin.flush()
+        code, seconds = self.process.stdout.readline().split()
+        return int(code), float(seconds)
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("trials", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_killed_run_loses_no_more_than_a_shard(trials, server, configured, tmp_path, monkeypatch) -> None:
+    write_pairs(tmp_path / "data", 24)
+    run = configured(EDIT + "flip_aug = true")
+    config = ("--config_file", str(tmp_path / "run.toml"))
+    code, seconds = server.run(*config)
+    assert code == 0
+    (tmp_path / "cache").rename(tmp_path / "undisturbed")
+    expected = contents(tmp_path / "undisturbed")
+    draw, killed, mid_work = random.Random(trials), 0, 0
+    for trial in range(trials):
+        cache = tmp_path / f"cache{trial}"
+        here = (*config, "--dataset_cache_dir", str(cache))
+        for _ in range(draw.randint(1, 3)):
+            before = len(Store(cache).where) if cache.is_dir() else 0
+            code, _ = server.run(*here, kill_after=draw.uniform(0, seconds))
+            killed += code == -9
+            after = Store(cache) if cache.is_dir() else None
+            mid_work += code == -9 and after is not None and (cache / "files.json").exists()
+            assert after is None or (len(after.where) >= before and not after.broken)
+        assert server.run(*here)[0] == 0
+        assert contents(cache) == expected
+        assert not [path for path in cache.rglob("*") if TEMPORARY_MARK in path.name]
+        assert server.run(*here, "--verify")[0] == 0
+    assert killed >= trials / 2 and mid_work >= killed / 2, (killed, mid_work)
+    assert open_cache(run.model_copy(update={"cache": run.cache.model_copy(update={"dataset_cache_dir": cache})}))
+
+
+def test_two_runs_on_one_folder_wait_for_each_other(configured, tmp_path) -> None:
+    """Two data sets, two processes, one cache, at the same time."""
+    write_pairs(tmp_path / "data", 8)
+    mask = 'image_dir = "data/train_A"\nmask_dir = "data/masks"\ninstance_prompt = "red"\nmode = "mask"'
+    runs = []
+    for name, subset in (("edit", EDIT), ("mask", mask)):
+        runs.append(configured(subset))
+        (tmp_path / "run.toml").rename(tmp_path / f"{name}.toml")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "influx_cache.py", "--config_file", str(tmp_path / f"{name}.toml")],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("edit", "mask")
+    ]  # fmt: skip
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert any("waiting: process" in text for text in said), said
+    assert [len(open_cache(run).items) for run in runs] == [8, 8]
