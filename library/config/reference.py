@@ -174,7 +174,8 @@ def schema() -> dict[str, Any]:
     properties.update(data)
     for name in catalogue.TABLES:
         if name != "command":
-            properties[name] = _object(by_table[name])
+            table = _object(by_table[name])
+            properties[name] = {"anyOf": [properties[name], table]} if name in properties else table
     properties["dataset"] = _object({**data, "dataset_config": properties["dataset_config"]})
     properties["general"] = _object(data)
     properties["datasets"] = {"type": "array", "items": dataset}

@@ -171,6 +171,8 @@ def test_the_command_line_decides_between_two_ways(load_toml) -> None:
         ("mask_only_right = true\nmode = 'mask'\nalpha_mask = true", "mode = spatial"),
         ("edit_mask_value = 0.0", "mode = edit"),
         ("keep_tokens = 2", "shuffle_caption"),
+        ("shuffle_caption = true", "Set caption_variants"),
+        ("center_crop = false", "Set crop_variants"),
         ("caption_column = 'x'", "dataset_name or metadata_file"),
         ("validation_width = 512", "validation_prompt"),
         ("sample_at_first = true", "sample_prompts or validation_prompt"),

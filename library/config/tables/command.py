@@ -31,7 +31,10 @@ class CommandTable(Table):
     force: bool = key(False, reads="cache", command_line_only=True)
     """Encode everything again, fresh or not."""
     preview: FilePath | None = key(None, reads="cache", path="path", command_line_only=True)
-    """Write one self-contained HTML page that shows what the model will see, decoded from the cache."""
+    """Write one self-contained HTML page that shows what the model will see, decoded from the cache, after bringing the
+    cache up to date."""
+    preview_items: int = key(500, ge=1, reads="cache", command_line_only=True, only_with="preview")
+    """How many items of the --preview page have pictures, those with warnings first; all are listed."""
     lint: bool = key(False, reads="cache", command_line_only=True)
     """Check the data for what spoils a training (identical pairs, shifted pairs, constant masks, ...)."""
     lint_json: FilePath | None = key(None, reads="cache", path="path", command_line_only=True, only_with="lint")

@@ -76,20 +76,20 @@ class SubsetTable(Table):
     """Put before each caption."""
     caption_suffix: str | None = key(None)
     """Put after each caption."""
-    caption_separator: str = key(",", only_with="shuffle_caption")
-    """What separates the tags of a caption, for shuffle_caption."""
+    caption_separator: str = key(",", only_with="shuffle_caption or caption_tag_dropout_rate")
+    """What separates the tags of a caption."""
     shuffle_caption: bool = key(False)
-    """Cache several orders of a caption's tags (caption_variants) and draw one in each step."""
-    caption_variants: int = key(1, ge=1, only_with="shuffle_caption")
-    """How many shuffled captions are cached for an item."""
-    keep_tokens: int = key(0, ge=0, only_with="shuffle_caption")
-    """Tags at the beginning that stay in place when shuffled."""
+    """Cache a caption with its tags in other orders (caption_variants of them) and draw one in each step."""
+    caption_variants: int = key(1, ge=1, only_with="shuffle_caption or caption_tag_dropout_rate")
+    """How many shuffled or thinned captions are cached for an item."""
+    keep_tokens: int = key(0, ge=0, only_with="shuffle_caption or caption_tag_dropout_rate")
+    """Tags at the beginning that stay, and stay in place."""
     caption_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a step trains with the empty caption."""
     caption_dropout_every_n_epochs: int = key(0, ge=0)
     """Train every Nth epoch with empty captions; 0 turns it off."""
-    caption_tag_dropout_rate: float = key(0.0, ge=0, le=1, only_with="shuffle_caption")
-    """Chance that a tag is left out of a shuffled caption."""
+    caption_tag_dropout_rate: float = key(0.0, ge=0, le=1)
+    """Chance that a tag is left out of a cached variant of a caption."""
     allow_empty_captions: bool = key(False)
     """Accept captions that are empty files."""
     flip_aug: bool = key(False, aliases=("random_flip",))
@@ -110,8 +110,8 @@ class SubsetTable(Table):
     """Make masks instead of reading them: box, brush, half, outpaint, full; drawn by seed."""
     mask_variants: int = key(1, ge=1, only_with="generate_mask or mask_jitter")
     """How many generated or jittered masks are cached for an item."""
-    full_mask_rate: float = key(0.0, ge=0, le=1)
-    """Share of items that train with a full mask."""
+    full_mask_rate: float = key(0.0, ge=0, le=1, only_with="mode=mask")
+    """Chance that a step trains an item with a full mask."""
     mask_dilation: int = key(0)
     """Pixels by which masks grow (or shrink, if negative)."""
     mask_jitter: int = key(0, ge=0)
@@ -138,7 +138,7 @@ class SubsetTable(Table):
                 "metadata_file.",
             )
         masks = (self.mask_dir, self.mask_suffix, self.mask_column, self.alpha_mask, self.generate_mask, listed)
-        if self.mode == "mask" and not any(masks) and self.full_mask_rate < 1:
+        if self.mode == "mask" and not any(masks):
             yield (
                 ["mode"],
                 "mode = mask needs masks: set mask_dir (mask_data_dir), mask_suffix, mask_column, alpha_mask, "
@@ -146,6 +146,19 @@ class SubsetTable(Table):
             )
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background_color):
             yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Variants are cached: with one of them there is nothing to draw from."""
+        if (self.shuffle_caption or self.caption_tag_dropout_rate) and self.caption_variants == 1:
+            yield (
+                ["shuffle_caption", "caption_tag_dropout_rate"],
+                "with caption_variants = 1 every step sees the same shuffled or thinned caption. Set caption_variants.",
+            )
+        if self.random_crop and self.crop_variants == 1:
+            yield (
+                ["random_crop"],
+                "with crop_variants = 1 every step sees the same random crop. Set crop_variants for more.",
+            )
 
     def _source_problems(self) -> Iterator[tuple[list[str], str]]:
         if self.dataset_name and (self.image_dir or self.metadata_file):
