@@ -58,14 +58,22 @@ NETWORKS: dict[str, AdapterMaker] = {
 def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> Network:
     """The network that ``table`` describes, on ``transformer`` but not attached; its start depends on ``seed`` alone.
 
+    ``base_weights`` are merged into the transformer first; ``network_weights`` give the start its values.
     Raises ConfigError if the table selects nothing or asks for what cannot be made right.
     """
+    from library.networks import warm_start
     from library.networks.dense import DenseAdapter
     from library.networks.dropout import Draws
+    from library.networks.loading import load_network, merge_networks
     from library.networks.network import Network
 
     linears = transformer.linears()
-    settled = plan(table, {path: (linear.out_features, linear.in_features) for path, linear in linears.items()})
+    sizes = {path: (linear.out_features, linear.in_features) for path, linear in linears.items()}
+    start = warm_start.read(table, sizes)
+    settled = plan(table, sizes) if start is None else plan(table, sizes, start.inherited)
+    if table.base_weights:
+        multipliers = table.base_weights_multiplier or (1.0,) * len(table.base_weights)
+        merge_networks(transformer, [(load_network(path), by) for path, by in zip(table.base_weights, multipliers)])
     draws = Draws()
     make = _lycoris if settled.settings.dora else NETWORKS[settled.settings.kind]
     adapters: dict[str, Adapter] = {}
@@ -77,4 +85,7 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
             "img_in", [(0, linear.out_features)], linear.in_features, linear.device, bias=settled.x_embedder_bias
         )
     rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
-    return Network(transformer, adapters, draws, "transformer", rates)
+    network = Network(transformer, adapters, draws, "transformer", rates)
+    if start is not None:
+        warm_start.load_into(network, start)
+    return network

@@ -87,8 +87,9 @@ def peft_tensors(change: Change, dtype: torch.dtype) -> dict[str, Tensor]:
         low_rank = arithmetic.as_lora(factors)[0]
         for part in members:
             if part.start >= rows[0] and part.stop <= rows[1]:
-                inside = (part.start - rows[0], part.stop - rows[0])
-                piece = low_rank if part.rows == rows else arithmetic.row_slice(low_rank, inside, len(members))
+                inside = [(m.start - rows[0], m.stop - rows[0]) for m in members if m.stop <= rows[1]]
+                own = (part.start - rows[0], part.stop - rows[0])
+                piece = low_rank if part.rows == rows else arithmetic.row_slice(low_rank, own, inside)
                 _put(tensors, names.peft_stem(part.diffusers), _diffusers_order(module, piece), dtype, kohya=False)
     for module, bias in change.biases.items():
         tensors[f"{names.peft_stem(parts.diffusers_names(module)[0])}.diff_b"] = bias.to(dtype)

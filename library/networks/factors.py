@@ -285,18 +285,33 @@ def block_diagonal(pieces: list[tuple[tuple[int, int], Factors]], out_features: 
     return lora(torch.cat(downs), up)
 
 
-def row_slice(factors: Factors, rows: tuple[int, int], num_parts: int) -> Factors:
-    """The LoRA on ``rows`` of a fused LoRA. A block-diagonal one (a merged split network) gets its small rank back."""
+def row_slice(factors: Factors, rows: tuple[int, int], members: list[tuple[int, int]]) -> Factors:
+    """The LoRA on ``rows`` of a fused LoRA. A block-diagonal one (a merged split network) gets its small rank back.
+
+    ``members``: the rows of every part of the fused weight; ``rows`` is one of them.
+    """
     whole = folded(factors)
-    up = whole.tensors[UP][rows[0] : rows[1]]
-    down = whole.tensors[DOWN]
-    used = (up != 0).any(dim=0).nonzero().flatten()
-    if whole.rank % num_parts == 0 and 0 < len(used) <= whole.rank // num_parts:
-        width = whole.rank // num_parts
-        first = int(used[0]) // width * width
-        if int(used[-1]) < first + width:
-            return lora(down[first : first + width].clone(), up[:, first : first + width].clone())
-    return lora(down.clone(), up.clone())
+    up, down = whole.tensors[UP], whole.tensors[DOWN]
+    inside = up[rows[0] : rows[1]]
+    blocks = _diagonal_blocks(up, members)
+    if rows in blocks:
+        first, last = blocks[rows]
+        return lora(down[first:last].clone(), inside[:, first:last].clone())
+    return lora(down.clone(), inside.clone())
+
+
+def _diagonal_blocks(up: Tensor, members: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """The columns that each part alone uses, if `up` is block-diagonal over the parts it changes; else nothing."""
+    used = [rows for rows in members if bool((up[rows[0] : rows[1]] != 0).any())]
+    if len(used) < 2 or up.shape[1] % len(used):
+        return {}
+    width = up.shape[1] // len(used)
+    blocks = {rows: (index * width, (index + 1) * width) for index, rows in enumerate(used)}
+    for (start, stop), (first, last) in blocks.items():
+        part = up[start:stop]
+        if bool((part[:, :first] != 0).any()) or bool((part[:, last:] != 0).any()):
+            return {}
+    return blocks
 
 
 def stacked(first: Factors, second: Factors, second_weight: float = 1.0) -> Factors:

@@ -157,7 +157,7 @@ class LoraAdapter(Adapter):
     def delta_norms(self) -> list[Tensor]:
         """Frobenius norm of each pair's change, without building it: |up down|^2 = sum of (up^T up) * (down down^T)."""
         norms = []
-        for down, up in self._group_weights():
+        for down, up in self.group_weights():
             norms.append(((up.t() @ up) * (down @ down.t())).sum().clamp_min(0).sqrt() * self.scale)
         return norms
 
@@ -165,14 +165,19 @@ class LoraAdapter(Adapter):
     def clamp_norm(self, largest: float) -> tuple[int, float]:
         """Scale down pairs whose change exceeds ``largest``; returns how many were, and the largest norm after it."""
         clamped, norms = 0, self.delta_norms()
-        for (down, up), norm in zip(self._group_weights(), norms):
+        for (down, up), norm in zip(self.group_weights(), norms):
             if norm > largest:
                 down *= (largest / norm).sqrt()
                 up *= (largest / norm).sqrt()
                 clamped += 1
         return clamped, min(largest, max(float(norm) for norm in norms))
 
-    def _group_weights(self) -> list[tuple[Tensor, Tensor]]:
+    def forget_start(self) -> None:
+        """Drop PiSSA's start: the values come from elsewhere."""
+        self.start_down = self.start_up = None
+
+    def group_weights(self) -> list[tuple[Tensor, Tensor]]:
+        """The (down, up) views of every pair, to be read or written in place."""
         weights = []
         for index in range(len(self.target.groups)):
             members = [pair for pair in self.pairs if pair.hidden[0] == index * self.rank]

@@ -60,6 +60,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """What a file to start from says: ranks and (alpha, its rank) by module, and the parts it changes (None: any)."""
+
+    ranks: dict[str, int]
+    alphas: dict[str, tuple[float, int]]
+    parts: frozenset[Part] | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything a configuration trains on the transformer."""
 
@@ -69,20 +78,27 @@ class Plan:
     x_embedder_bias: bool = False
 
 
-def plan(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> Plan:
+def plan(
+    table: NetworkTable, linears: dict[str, tuple[int, int]], inherited: Inherited = Inherited({}, {}, None)
+) -> Plan:
     """What ``table`` trains on a transformer whose linears have these (out, in) sizes.
+
+    ``inherited``: what a file to start from adds; with its parts given, they replace the table's selection.
 
     Raises ConfigError for a pattern that matches nothing (with near names), or a plan that trains nothing.
     """
     settings = resolve(table)
     table = with_own_keys(table)
     everything = [part for module, (out, width) in linears.items() for part in parts.parts(module, out, width)]
-    chosen = _chosen(table, settings, everything)
+    if inherited.parts is None:
+        chosen = _chosen(table, settings, everything)
+    else:
+        chosen = [part for part in everything if part in inherited.parts]
     if table.train_x_embedder:
         chosen = [part for part in chosen if part.module != X_EMBEDDER]
     if table.train_x_embedder_bias and not table.train_x_embedder:
         raise ConfigError("train_x_embedder_bias needs train_x_embedder = true")
-    targets = _targets(table, settings, chosen, linears)
+    targets = _targets(table, settings, chosen, linears, inherited)
     if not targets and not table.train_x_embedder:
         raise ConfigError("the configuration trains no module at all: see network_targets and the block indices")
     return Plan(settings, targets, table.train_x_embedder, table.train_x_embedder_bias)
@@ -238,7 +254,11 @@ def _check_used(key: str, rules: list[tuple[re.Pattern[str], float]], chosen: li
 
 
 def _targets(
-    table: NetworkTable, settings: Settings, chosen: list[Part], linears: dict[str, tuple[int, int]]
+    table: NetworkTable,
+    settings: Settings,
+    chosen: list[Part],
+    linears: dict[str, tuple[int, int]],
+    inherited: Inherited,
 ) -> tuple[Target, ...]:
     dims = _rules("network_reg_dims", table.network_reg_dims)
     alphas = _rules("network_reg_alphas", table.network_reg_alphas)
@@ -250,12 +270,14 @@ def _targets(
         by_module.setdefault(part.module, []).append(part)
     targets = []
     for module, members in by_module.items():
-        rank = _first_match(dims, members)
+        rank = inherited.ranks.get(module, _first_match(dims, members))
         rank = _kohya_dim(settings, module) if rank is None else int(rank)
         rank = settings.rank if rank is None else rank
         if rank == 0:
             continue
         alpha = _first_match(alphas, members)
+        if alpha is None and module in inherited.alphas:
+            alpha = inherited.alphas[module][0] * rank / inherited.alphas[module][1]
         alpha = (settings.alpha if rank == settings.rank else None) if alpha is None else alpha
         alpha = _alpha_for(settings, rank) if alpha is None else alpha
         out_features, in_features = linears[module]
