@@ -75,13 +75,13 @@ class OptimizerTable(Table):
     loraplus_lr_ratio: float | None = key(None, gt=0)
     """LoRA+: the up-projection learns this many times faster."""
     adam_beta1: float = key(0.9, ge=0, lt=1, only_with=_ADAM)
-    """First beta of AdamW, AdamW8bit, PagedAdamW8bit and Prodigy."""
+    """First beta of the Adam family and of Prodigy."""
     adam_beta2: float = key(0.999, ge=0, lt=1, only_with=_ADAM)
-    """Second beta of the same."""
+    """Second beta of the Adam family and of Prodigy."""
     adam_epsilon: float = key(1e-8, gt=0, only_with=_ADAM)
-    """Epsilon of the same."""
+    """Epsilon of the Adam family and of Prodigy."""
     adam_weight_decay: float = key(1e-4, ge=0, kohya="0.01", only_with=_ADAM)
-    """Weight decay of the same."""
+    """Weight decay of the Adam family and of Prodigy."""
     adam_weight_decay_text_encoder: float = key(1e-3, ge=0, kohya="0.01", only_with="train_text_encoder")
     """Weight decay of the network on CLIP-L."""
     prodigy_beta3: float | None = key(None, ge=0, lt=1, only_with="optimizer_type=Prodigy")
