@@ -16,6 +16,11 @@ def run(run: Run) -> int:
 
         print("\n".join(plan.lines(run)))
         return 0
+    if run.command.list_modules:
+        from library.training import plan
+
+        print("\n".join(plan.module_lines(run)))
+        return 0
     if run.command.show_timesteps:
         from library.training.show_timesteps import show
 

@@ -12,7 +12,7 @@ from library.config.run import Run
 from library.errors import OutOfMemory, Stopped
 from library.memory.device import choose_device
 from library.models import setup
-from library.training import assemble, processes, rates, signals, trackers
+from library.training import assemble, hub, processes, rates, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
 from library.training.loop import Trainer
@@ -20,6 +20,7 @@ from library.training.objective import Objective
 from library.training.optimizers import OptimizerChoice
 from library.training.out_of_memory import advice, is_out_of_memory
 from library.training.prediction import Predictor
+from library.training.publish import publish
 from library.training.site import Site, opened
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def train(run: Run) -> int:
     choice = rates.choose_optimizer(run.optimizer)
     trackers.wanted(run.logging.report_to)
     assemble.schedule_arguments(run.optimizer)
+    hub.check(run.saving, run.saving.output_dir)
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32
@@ -143,3 +145,6 @@ def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )
+    address = hub.check(site.run.saving, site.start.folder)
+    if address is not None:
+        publish(address, conduct, conduct.keeper.describe())

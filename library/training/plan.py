@@ -10,6 +10,8 @@ from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
 from library.models.base import Base
+from library.models.keymap import linear_shapes
+from library.networks import plan as plan_network
 from library.training import saving
 from library.training.saving import Moment
 
@@ -95,3 +97,19 @@ def changed_lines(run: Run) -> list[str]:
     return ["settings that differ from their defaults:"] + [
         f"  {setting.place} = {setting.value}  ({setting.origin})" for setting in settings
     ]
+
+
+def module_lines(run: Run) -> list[str]:
+    """Every module that would be trained, with its rank, alpha and parameters."""
+    settled = plan_network(run.network, linear_shapes(Base.open(run.model).shape))
+    found, total = [], 0
+    for target in settled.targets:
+        count = target.rank * (target.in_features * len(target.groups) + target.trained_rows)
+        total += count
+        found.append(
+            f"{target.module:<40} {target.in_features} -> {target.trained_rows}  rank {target.rank}, "
+            f"alpha {target.alpha:g}, {count} parameters"
+        )
+    if settled.x_embedder:
+        found.append("img_in (x_embedder)                      in full")
+    return [*found, f"{len(found)} modules; {total} parameters in low rank, {4 * total / 1e6:.1f} MB in fp32"]
