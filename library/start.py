@@ -34,7 +34,7 @@ def run_command(command: Command, job: Job, argv: Sequence[str]) -> int:
     debug = "--debug" in argv
     try:
         if "--help" in argv or "-h" in argv:
-            print(help_text(command), flush=True)
+            print(help_text(command, _after(argv, "--help", "-h")), flush=True)
             return 0
         run = load(argv, command)
         for warning in run.warnings:
@@ -55,6 +55,12 @@ def run_command(command: Command, job: Job, argv: Sequence[str]) -> int:
             raise
         advice = "Try a smaller resolution or batch, base_precision, blocks_to_swap, or vram_budget_gb."
         return _report(_caused(OutOfMemory(f"out of memory: {str(error) or 'RAM'}. {advice}"), error), debug)
+
+
+def _after(argv: Sequence[str], *options: str) -> str | None:
+    """The word behind one of the options, if there is one."""
+    at = min(argv.index(option) for option in options if option in argv) + 1
+    return argv[at].strip("[]") if at < len(argv) and not argv[at].startswith("-") else None
 
 
 def _report(error: UserError, debug: bool) -> int:

@@ -57,7 +57,7 @@ SEED_OPTIONS: dict[str, tuple[str, str]] = {
     "lr_warmup_steps": ("500", "Below 1: a share of all steps. No effect with `constant`, and InFlux says so."),
     "lr_num_cycles": ("1", ""),
     "lr_power": ("1.0", ""),
-    "dataloader_num_workers": ("0", "Pictures are decoded once, by influx_cache.py (cache_workers); this reads the cache."),
+    "dataloader_num_workers": ("0", "Pictures are decoded once, by influx_cache.py (cache_workers)."),
     "weighting_scheme": ("none", ""),
     "logit_mean": ("0.0", ""),
     "logit_std": ("1.0", ""),

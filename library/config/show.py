@@ -20,6 +20,12 @@ USAGE: dict[Command, str] = {
     "Edit an image, or a folder of images, with a trained network.",
 }
 
+_HOW = (
+    "Every key may stand in the TOML file (in its table or at the top) or on the command line, which wins. Lists are "
+    "TOML arrays, several values, or one string split on semicolons. Keys of the other commands are accepted and left "
+    "alone. `--help WORD` shows one table, or the keys with that word in their names. docs/configuration.md says more."
+)
+
 
 def default_text(value: object) -> str:
     """A default as help and reference write it."""
@@ -28,25 +34,26 @@ def default_text(value: object) -> str:
     return show(value)
 
 
-def help_text(command: Command) -> str:
-    """What --help prints: every key this command reads."""
+def help_text(command: Command, about: str | None = None) -> str:
+    """What --help prints: every key this command reads, or those of one table or with `about` in their names."""
     width = max(60, min(120, shutil.get_terminal_size((100, 24)).columns))
-    parts = [
-        "usage: " + USAGE[command],
-        fill(
-            "Every key may stand in the TOML file (in its table or at the top) or on the command line, which wins. "
-            "Lists are TOML arrays, several values, or one string split on semicolons. Keys of the other commands are "
-            "accepted and left alone. docs/configuration.md says more about each key.",
-            width,
-        ),
-    ]
+    parts = ["usage: " + USAGE[command], fill(_HOW, width)] if about is None else []
     for name, table in ALL_TABLES.items():
         keys = [key for key in catalogue.declared().values() if key.table == name and command in key.readers]
+        keys = [key for key in keys if about in (None, name) or any(about in each for each in _names(key))]
         if keys:
             parts.append(f"{title(name, table)}\n" + "\n".join(_entry(key, command, width) for key in keys))
     rewrites = [name for name, how in REWRITES.items() if command in _readers(how.keys[0])]
-    parts.append("Also accepted\n" + "\n".join(_rewrite(name, width) for name in rewrites))
+    rewrites = [name for name in rewrites if about is None or about in name]
+    if rewrites:
+        parts.append("Also accepted\n" + "\n".join(_rewrite(name, width) for name in rewrites))
+    if not parts:
+        parts.append(f"influx_{command}.py reads no key like that: {catalogue.unknown(about or '')}")
     return "\n\n".join(parts) + "\n"
+
+
+def _names(key: Declared) -> tuple[str, ...]:
+    return (key.name, *key.info.aliases)
 
 
 def title(name: str, table: type[Table]) -> str:

@@ -80,6 +80,19 @@ def test_help_shows_only_what_the_command_reads() -> None:
     assert "--lora, " not in helps["influx_train.py"] and "--inference_mode, --mode " in helps["influx_infer.py"]
 
 
+def test_help_about_one_thing(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, inside, outside in (
+        (["--help", "optimizer"], "--learning_rate", "--network_dim"),
+        (["--help", "[network]"], "--network_dim, --rank", "--learning_rate "),
+        (["--help", "rank"], "--network_dim, --rank", "--learning_rate"),
+        (["-h", "checkpointing_steps"], "Save the network and the state every N steps", "--network_dim"),
+        (["--help", "rnak"], "Did you mean rank?", "--network_dim"),
+    ):
+        assert run_command("train", lambda run: 1, words) == 0
+        shown = capsys.readouterr().out
+        assert inside in shown and outside not in shown, words
+
+
 def test_help_into_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} influx_train.py --help | head -c 10; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)

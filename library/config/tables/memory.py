@@ -48,7 +48,8 @@ class MemoryTable(Table):
     optimizer_offload: bool = key(False, reads="train", rerun=True)
     """Keep the optimizer's state in RAM."""
     torch_compile: bool = key(False, reads="train infer", rerun=True)
-    """Compile the blocks. The first step takes minutes."""
+    """Compile the element-wise parts of the blocks (RMSNorm with RoPE, modulation, gelu) into single kernels. The
+    first step of each new bucket size takes about a minute longer."""
     dynamo_backend: str = key("inductor", reads="train infer", rerun=True, only_with="torch_compile")
     """Backend of torch_compile."""
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = key(
