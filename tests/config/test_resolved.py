@@ -160,6 +160,7 @@ def test_metadata_holds_names_and_no_folders(load_toml, tmp_path: Path) -> None:
         ("save_every_n_steps = 7", True),
         ("learning_rate = 1e-3", True),
         ("sample_at_first = true", True),
+        ("validation_prompt = 'a'", True),
         ("blocks_to_swap = 4", True),
         ("hub_model_id = 'a/b'", True),
         ("cache_workers = 1", True),

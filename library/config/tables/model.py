@@ -22,7 +22,7 @@ class ModelTable(Table):
     cache_dir: FilePath | None = key(None, path="path")
     """Where downloaded models and data sets are kept (the hub's own folder if not set). Encoded data goes to
     dataset_cache_dir."""
-    local_files_only: bool = key(False)
+    local_files_only: bool = key(False, rerun=True)
     """Never ask the hub; use what is on this machine."""
     transformer: FilePath | None = key(
         None, aliases=("unet",), reads="cache train infer", path="path", exists="train infer"

@@ -91,7 +91,7 @@ class NetworkTable(Table):
     """Train a LoRA on CLIP-L (q, k, v, out). T5 stays cached."""
     text_encoder_dim: int | None = key(None, ge=1, only_with="train_text_encoder")
     """Rank of the CLIP-L network; network_dim if not set."""
-    allow_comfy_only: bool = key(False)
+    allow_comfy_only: bool = key(False, rerun=True)
     """Accept a network whose file only ComfyUI loads (diag-oft)."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:

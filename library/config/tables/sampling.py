@@ -17,7 +17,7 @@ class SamplingTable(Table):
     section: ClassVar[str] = "sampling"
     reads: ClassVar[str] = "cache train"
 
-    sample_prompts: FilePath | None = key(None, path="path", exists="cache")
+    sample_prompts: FilePath | None = key(None, path="path", exists="cache", rerun=True)
     """Prompts for previews: .txt (one per line, with --w --h --d --s --g --l --n --ci --mask), .toml or .json."""
     sample_every_n_steps: int | None = key(
         50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True
@@ -40,17 +40,17 @@ class SamplingTable(Table):
         None, ge=0, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
     )
     """Seed of the previews' noise; `seed` if not set."""
-    validation_prompt: Strings = key(())
+    validation_prompt: Strings = key((), rerun=True)
     """Prompts for previews, separated by `;`."""
-    validation_image: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache")
+    validation_image: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
     """Condition images of the previews, one for each prompt or one for all."""
-    validation_mask: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache")
+    validation_mask: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
     """Masks of the previews; not used in edit mode nor with use_split_mask."""
-    num_validation_images: int = key(1, ge=1, only_with="validation_prompt")
+    num_validation_images: int = key(1, ge=1, only_with="validation_prompt", rerun=True)
     """Previews per prompt, with different seeds."""
-    validation_width: int = key(1024, ge=16, only_with="validation_prompt")
+    validation_width: int = key(1024, ge=16, only_with="validation_prompt", rerun=True)
     """Width of the previews of validation_prompt."""
-    validation_height: int = key(1024, ge=16, only_with="validation_prompt")
+    validation_height: int = key(1024, ge=16, only_with="validation_prompt", rerun=True)
     """Height of the previews of validation_prompt."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
