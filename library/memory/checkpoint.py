@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from library.memory.attention import Attention
 from library.memory.linear import Linear
 from library.memory.offload import Keeper
 
@@ -20,7 +21,12 @@ Tensors = tuple[Tensor, ...]
 
 
 class Segment(nn.Module):
-    """A residual block: for each of its streams i, `out_i = residual_i + gate_i * last_i(x_i)`."""
+    """A residual block: for each of its streams i, `out_i = residual_i + gate_i * last_i(x_i)`.
+
+    attention: what the block attends with; None if it does not.
+    """
+
+    attention: Attention | None = None
 
     def body(self, *inputs: Tensor) -> tuple[Tensors, Tensors]:
         """All but the last linears: returns every stream's residual and the input of its last linear."""
@@ -54,40 +60,50 @@ def gated_sum(residual: Tensor, gate: Tensor, value: Tensor) -> Tensor:
     return output.clip(-65504, 65504) if output.dtype == torch.float16 else output
 
 
-def run_checkpointed(segment: Segment, inputs: Tensors, keeper: Keeper) -> Tensors:
-    """The block's outputs, keeping only its inputs (where `keeper` puts them) for the backward pass."""
+def run_checkpointed(segment: Segment, inputs: Tensors, keeper: Keeper, keep_attention: bool = False) -> Tensors:
+    """The block's outputs, keeping only its inputs (where `keeper` puts them) for the backward pass.
+
+    keep_attention: keep the attention's output on the device as well.
+    """
     anchor = None
     if not any(tensor.requires_grad for tensor in inputs):
         if not any(parameter.requires_grad for parameter in segment.parameters()):
             return run(segment, inputs)
         # A node of the graph needs an input that requires a gradient, even if only parameters inside it do.
         anchor = torch.empty(0, requires_grad=True)
-    return _Checkpointed.apply(anchor, segment, keeper, *inputs)
+    return _Checkpointed.apply(anchor, segment, keeper, keep_attention, *inputs)
 
 
 class _Checkpointed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchor: Tensor | None, segment: Segment, keeper: Keeper, *inputs: Tensor) -> Tensors:
+    def forward(
+        ctx, anchor: Tensor | None, segment: Segment, keeper: Keeper, keep_attention: bool, *inputs: Tensor
+    ) -> Tensors:
         ctx.segment = segment
         ctx.random_state = _random_state(segment, inputs[0].device)
         ctx.kept = keeper.keep(ctx, inputs)
         ctx.set_materialize_grads(False)
-        return run(segment, inputs)
+        ctx.attended = None
+        if not keep_attention or segment.attention is None:
+            return run(segment, inputs)
+        with segment.attention.remembering() as ctx.attended:
+            return run(segment, inputs)
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         inputs = tuple(
             tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.kept.restore(ctx), needed, strict=True)
         )
         with torch.enable_grad(), _replayed(ctx.random_state, inputs[0].device):
             # Views, so that a stream's two gradients meet in autograd's buffer instead of being copied into `.grad`.
             views = tuple(tensor.view_as(tensor) if tensor.requires_grad else tensor for tensor in inputs)
-            roots, root_grads = _roots(ctx.segment, views, grads)
+            with _recalling(ctx.segment, ctx.attended):
+                roots, root_grads = _roots(ctx.segment, views, grads)
         pairs = [(root, grad) for root, grad in zip(roots, root_grads) if grad is not None and root.requires_grad]
         if pairs:
             torch.autograd.backward([root for root, _ in pairs], [grad for _, grad in pairs])
-        return None, None, None, *(tensor.grad for tensor in inputs)
+        return None, None, None, None, *(tensor.grad for tensor in inputs)
 
 
 def _roots(segment: Segment, inputs: Tensors, grads: tuple[Tensor | None, ...]) -> tuple[list, list]:
@@ -100,6 +116,12 @@ def _roots(segment: Segment, inputs: Tensors, grads: tuple[Tensor | None, ...]) 
     outputs = [last.phantom(x) for last, x in zip(lasts, last_inputs)]
     gated = [None if grad is None else grad * gate for grad, gate in zip(grads, gates)]
     return [*residuals, *outputs], [*grads, *gated]
+
+
+def _recalling(segment: Segment, attended: list | None) -> contextlib.AbstractContextManager:
+    if attended is None or segment.attention is None:
+        return contextlib.nullcontext()
+    return segment.attention.recalling(attended)
 
 
 def _random_state(segment: Segment, device: torch.device) -> tuple[Tensor, Tensor | None] | None:

@@ -19,11 +19,13 @@ class BlockRunner:
     """Executes residual blocks, forward and backward, one after the other.
 
     checkpointing: keep only each block's inputs and compute the rest again in the backward pass.
-    keeper: where those inputs wait. streamer: brings the weights of streamed blocks; None if all are resident.
+    keeper: where those inputs wait. keep_attention: keep attention's outputs too, instead of attending again.
+    streamer: brings the weights of streamed blocks; None if all are resident.
     """
 
     checkpointing: bool = False
     keeper: Keeper = field(default_factory=OnDevice)
+    keep_attention: bool = False
     streamer: Streamer | None = None
 
     def begin(self) -> None:
@@ -37,7 +39,7 @@ class BlockRunner:
         if self.streamer is not None:
             self.streamer.need(index, backward=False)
         if self.checkpointing and torch.is_grad_enabled():
-            outputs = run_checkpointed(segment, inputs, self.keeper)
+            outputs = run_checkpointed(segment, inputs, self.keeper, self.keep_attention)
         else:
             outputs = run(segment, inputs)
         if self.streamer is not None:

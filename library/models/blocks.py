@@ -14,21 +14,8 @@ from torch import Tensor, nn
 from library.memory.attention import Attention
 from library.memory.checkpoint import Segment, gated_sum
 from library.memory.linear import Linear
-from library.models.rope import rotate
+from library.models.elementwise import EPSILON, Elementwise
 from library.models.shape import FluxShape
-
-EPSILON = 1e-6
-
-
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm(x) * scale + shift, with (B, 1, h) vectors; `scale` already has its 1 added.
-
-    With one sample the two vectors are the normalisation's own weight and bias, which is one pass instead of two.
-    """
-    width = (x.shape[-1],)
-    if x.shape[0] == 1:
-        return F.layer_norm(x, width, scale.flatten(), shift.flatten(), EPSILON)
-    return torch.addcmul(shift, F.layer_norm(x, width, eps=EPSILON), scale)
 
 
 class RmsScale(nn.Module):
@@ -39,7 +26,7 @@ class RmsScale(nn.Module):
         self.scale = nn.Parameter(torch.empty(width, **factory), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.scale.to(x.dtype), EPSILON)
+        return F.rms_norm(x, (x.shape[-1],), self.scale, EPSILON)
 
 
 class QueryKeyNorm(nn.Module):
@@ -62,9 +49,8 @@ class StreamAttention(nn.Module):
         self.proj = Linear(shape.hidden, shape.hidden, **factory)
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, h) -> normalised queries and keys, and values, each (B, T, H, D)."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        return self.norm.query_norm(q), self.norm.key_norm(k), v
+        """(B, T, h) -> queries, keys and values before their normalisation, each (B, T, H, D)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
 
 
 class ModulationLinear(nn.Module):
@@ -78,9 +64,10 @@ class ModulationLinear(nn.Module):
 class DoubleBlock(Segment):
     """Image and text attend jointly, with weights of their own."""
 
-    def __init__(self, shape: FluxShape, attention: Attention, **factory):
+    def __init__(self, shape: FluxShape, attention: Attention, ops: Elementwise, **factory):
         super().__init__()
         self.attention = attention
+        self.ops = ops
         for stream in ("img", "txt"):
             mlp = [
                 Linear(shape.hidden, shape.mlp, **factory),
@@ -100,7 +87,7 @@ class DoubleBlock(Segment):
             _, _, gate, shift, scale, _ = mod.split(1, dim=1)
             x = gated_sum(x, gate, attention.proj(output))
             residuals.append(x)
-            last_inputs.append(F.gelu(mlp[0](modulated_norm(x, shift, scale)), approximate="tanh"))
+            last_inputs.append(F.gelu(mlp[0](self.ops.modulated_norm(x, shift, scale)), approximate="tanh"))
         return tuple(residuals[::-1]), tuple(last_inputs[::-1])
 
     def _attend(self, streams: tuple, table: Tensor) -> Tensor:
@@ -108,10 +95,12 @@ class DoubleBlock(Segment):
         parts = []
         for x, mod, attention, _ in streams:
             shift, scale = mod.split(1, dim=1)[:2]
-            parts.append(attention.queries_keys_values(modulated_norm(x, shift, scale)))
+            parts.append(attention.queries_keys_values(self.ops.modulated_norm(x, shift, scale)))
         (txt_q, txt_k, txt_v), (img_q, img_k, img_v) = parts
-        q = torch.cat([txt_q, rotate(img_q, table)], dim=1)
-        k = torch.cat([txt_k, rotate(img_k, table)], dim=1)
+        txt_norm, img_norm = (attention.norm for _, _, attention, _ in streams)
+        rotated = self.ops.rotated_norm
+        q = torch.cat([txt_norm.query_norm(txt_q), rotated(img_q, img_norm.query_norm.scale, table)], dim=1)
+        k = torch.cat([txt_norm.key_norm(txt_k), rotated(img_k, img_norm.key_norm.scale, table)], dim=1)
         return self.attention(q, k, torch.cat([txt_v, img_v], dim=1)).flatten(2)
 
     def gates(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
@@ -124,9 +113,10 @@ class DoubleBlock(Segment):
 class SingleBlock(Segment):
     """Text and image as one stream; attention and mlp side by side."""
 
-    def __init__(self, shape: FluxShape, attention: Attention, **factory):
+    def __init__(self, shape: FluxShape, attention: Attention, ops: Elementwise, **factory):
         super().__init__()
         self.attention = attention
+        self.ops = ops
         self.heads = shape.heads
         self.widths = (3 * shape.hidden, shape.mlp)
         self.linear1 = Linear(shape.hidden, sum(self.widths), **factory)
@@ -137,35 +127,14 @@ class SingleBlock(Segment):
     def body(self, x: Tensor, mod: Tensor, table: Tensor):
         """Inputs: the joint stream (B, T, h), its modulation (B, 3, h) and the rotation table."""
         shift, scale, _ = mod.split(1, dim=1)
-        qkv, mlp = self.linear1(modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
+        qkv, mlp = self.linear1(self.ops.modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
-        q, k = rotate(self.norm.query_norm(q), table), rotate(self.norm.key_norm(k), table)
-        return (x,), (join_gelu(self.attention(q, k, v).flatten(2), mlp),)
+        q = self.ops.rotated_norm(q, self.norm.query_norm.scale, table)
+        k = self.ops.rotated_norm(k, self.norm.key_norm.scale, table)
+        return (x,), (self.ops.join_gelu(self.attention(q, k, v).flatten(2), mlp),)
 
     def gates(self, x: Tensor, mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
         return (mod[:, 2:],)
 
     def last_linears(self) -> tuple[Linear, ...]:
         return (self.linear2,)
-
-
-def join_gelu(attended: Tensor, mlp: Tensor) -> Tensor:
-    """cat([attended, gelu(mlp)], -1) without a separate copy of the activation."""
-    return _JoinGelu.apply(attended, mlp)
-
-
-class _JoinGelu(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, attended: Tensor, mlp: Tensor) -> Tensor:
-        ctx.save_for_backward(mlp)
-        ctx.width = attended.shape[-1]
-        joined = mlp.new_empty(*mlp.shape[:-1], ctx.width + mlp.shape[-1])
-        joined[..., : ctx.width].copy_(attended)
-        torch.ops.aten.gelu.out(mlp, approximate="tanh", out=joined[..., ctx.width :])
-        return joined
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        (mlp,) = ctx.saved_tensors
-        grad_mlp = torch.ops.aten.gelu_backward(grad[..., ctx.width :], mlp, approximate="tanh")
-        return grad[..., : ctx.width], grad_mlp

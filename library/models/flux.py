@@ -19,7 +19,8 @@ from library.memory.attention import Attention
 from library.memory.checkpoint import Segment
 from library.memory.linear import Linear
 from library.memory.runner import BlockRunner
-from library.models.blocks import DoubleBlock, SingleBlock, modulated_norm
+from library.models.blocks import DoubleBlock, SingleBlock
+from library.models.elementwise import Elementwise, modulated_norm
 from library.models.rope import rotation_table
 from library.models.shape import FluxShape
 
@@ -96,8 +97,9 @@ class FluxTransformer(nn.Module):
         self.time_in = Embedder(EMBEDDING_WIDTH, shape.hidden, **factory)
         self.vector_in = Embedder(shape.pooled_width, shape.hidden, **factory)
         self.guidance_in = Embedder(EMBEDDING_WIDTH, shape.hidden, **factory) if shape.guidance else None
-        doubles = [DoubleBlock(shape, self.attention, **factory) for _ in range(shape.double_blocks)]
-        singles = [SingleBlock(shape, self.attention, **factory) for _ in range(shape.single_blocks)]
+        self.ops = Elementwise()
+        doubles = [DoubleBlock(shape, self.attention, self.ops, **factory) for _ in range(shape.double_blocks)]
+        singles = [SingleBlock(shape, self.attention, self.ops, **factory) for _ in range(shape.single_blocks)]
         self.double_blocks = nn.ModuleList(doubles)
         self.single_blocks = nn.ModuleList(singles)
         self.final_layer = FinalLayer(shape, **factory)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from library.config.tables.memory import MemoryTable
-from library.memory.attention import Attention
+from library.errors import ConfigError
+from library.memory.attention import Attention, can_remember
 from library.memory.offload import InHostMemory
 from library.models import quantized
 from library.models.checkpoint_file import TransformerFile
@@ -53,7 +54,24 @@ def load(
 
 
 def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
-    """Checkpointing and activation offload, as the memory table says; call it before the first step."""
-    model.runner.checkpointing = memory.gradient_checkpointing or memory.cpu_offload_checkpointing
+    """Checkpointing, activation offload and compilation, as the memory table says; call it before the first step.
+
+    Raises ConfigError for what this device cannot do.
+    """
+    runner = model.runner
+    runner.checkpointing = memory.gradient_checkpointing or memory.cpu_offload_checkpointing
     if memory.cpu_offload_checkpointing:
-        model.runner.keeper = InHostMemory(model.device, memory.pin_memory)
+        runner.keeper = InHostMemory(model.device, memory.pin_memory)
+    if memory.save_attention_outputs:
+        if not runner.checkpointing:
+            raise ConfigError(
+                "save_attention_outputs needs gradient_checkpointing = true: without it all is kept anyway"
+            )
+        if not can_remember(model.device, model.dtype):
+            raise ConfigError(
+                "save_attention_outputs needs flash attention (bf16 or fp16 on a card of compute capability 8.0 or"
+                " newer); remove the key"
+            )
+        runner.keep_attention = True
+    if memory.torch_compile:
+        model.ops.compile(memory.dynamo_backend)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from library.config.tables.memory import MemoryTable
-from library.errors import ModelError
+from library.errors import ConfigError, ModelError
+from library.memory.attention import Attention, available_backends
 from library.memory.offload import InHostMemory, OnDevice
 from library.memory.stream import spread
 from library.models.checkpoint_file import TransformerFile
@@ -178,3 +179,56 @@ def test_a_quantised_base_of_something_else_is_refused(folder, tmp_path) -> None
             TransformerFile.open(other), dtype=torch.bfloat16,
             memory=MemoryTable(base_precision="int8", save_quantized_base=tmp_path / "kept"),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("swapped", [0, BLOCKS])
+def test_keeping_attention_changes_no_bit_and_saves_its_flops(folder, swapped) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Attended(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "flash_attention" in func._schema.name and "backward" not in func._schema.name
+            return func(*args, **(kwargs or {}))
+
+    results, counts = [], []
+    for keep in (False, True):
+        model = build(folder, precision="fp32", blocks_to_swap=swapped)
+        set_up_training(model, MemoryTable(gradient_checkpointing=True, save_attention_outputs=keep))
+        with Attended() as attended:
+            results.append(train(model, steps=1, preview=False))
+        counts.append(attended.count)
+    assert equal(*results) and counts == [2 * BLOCKS, BLOCKS]
+
+
+def test_keeping_attention_needs_checkpointing(folder) -> None:
+    with pytest.raises(ConfigError, match="needs gradient_checkpointing"):
+        set_up_training(build(folder), MemoryTable(save_attention_outputs=True))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_parts_are_the_same_function(folder, checkpointing) -> None:
+    results = []
+    for compiled in (False, True):
+        model = build(folder, precision="fp32", blocks_to_swap=3)
+        table = MemoryTable(gradient_checkpointing=checkpointing, torch_compile=compiled, dynamo_backend="aot_eager")
+        set_up_training(model, table)
+        results.append(train(model, steps=1))
+    for eager, compiled in zip(*results):
+        assert torch.allclose(eager, compiled, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["math", "flash"])
+def test_attention_backends_agree(folder, backend) -> None:
+    file, given = TransformerFile.open(folder), inputs(1, torch.float32)
+    auto = load(file, memory=MemoryTable())
+    chosen = load(file, memory=MemoryTable(attention_backend=backend))
+    assert chosen.attention.backend == backend
+    assert torch.allclose(auto(**given), chosen(**given), atol=1e-5)
+
+
+def test_an_unknown_attention_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="xformers"):
+        Attention("xformers")
+    assert "math" in available_backends(torch.device("cpu"))
