@@ -35,7 +35,8 @@ def problems_of(run: Run, broken: Collection[str] = ()) -> Iterator[Problem]:
         if ("datasets" if prefix else type(table).section) in broken or not _concerns(run, table):
             continue
         for names, message in table.problems(run):
-            yield [prefix + name if prefix and name in type(table).model_fields else name for name in names], message
+            own = [prefix + name if prefix and name in type(table).model_fields else name for name in names]
+            yield [*own, prefix.rstrip(".")], message
         yield from _missing_paths(run, prefix, table)
 
 

@@ -21,6 +21,8 @@ class GivenDataset:
 
     keys: list[Given] = field(default_factory=list)
     subsets: list[list[Given]] = field(default_factory=list)
+    where: str = ""
+    subsets_where: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -113,11 +115,12 @@ class _Reader:
 
     def dataset(self, index: int, table: dict[str, object]) -> GivenDataset:
         path: KeyPath = ("datasets", index)
-        found = GivenDataset()
+        found = GivenDataset(where=self.where(path))
         for name, value in table.items():
             if name == "subsets":
                 for number, subset in enumerate(self.tables((*path, name), value, "[[datasets.subsets]]")):
                     place = (*path, name, number)
+                    found.subsets_where.append(self.where(place))
                     found.subsets.append([self.given((*place, key), entry, "subset") for key, entry in subset.items()])
             else:
                 found.keys.append(self.given((*path, name), value, "dataset"))

@@ -140,8 +140,10 @@ def _datasets(reading: _Load, data: Document, levels: list[Scope], typed: Scope)
     for index, dataset in enumerate(written):
         own = reading.level(dataset.keys)
         prefix = f"datasets.{index}"
+        reading.origins[prefix] = dataset.where
         subsets = []
         for number, keys in enumerate(dataset.subsets or [[]]):
+            reading.origins[f"{prefix}.subsets.{number}"] = (dataset.subsets_where or [dataset.where])[number]
             layers = [*levels, own, reading.level(keys), typed]
             subset = rewrite(stack(_only_in(layer, "subset") for layer in layers), reading.problems)
             reading.origins.update({f"{prefix}.subsets.{number}.{name}": one.where for name, one in subset.items()})
@@ -182,7 +184,10 @@ def _build(table: type[Table], scope: Scope, problems: Problems, **more: Any) ->
 
 
 def _where(names: Sequence[str], origins: dict[str, str]) -> str:
-    return ", ".join(dict.fromkeys(origins[name] for name in names if name in origins))
+    """Where the keys stand; if none was written, the table they are missing from."""
+    tables = [name for name in names if name.rpartition(".")[2].isdigit()]
+    found = [origins[name] for name in names if name in origins and name not in tables]
+    return ", ".join(dict.fromkeys(found or [origins[name] for name in tables if name in origins]))
 
 
 def _complete(run: Run) -> Run:

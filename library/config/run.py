@@ -9,7 +9,10 @@ from library.config.table import Command
 
 
 class Run(BaseModel):
-    """Everything the user said, resolved. `origins` tells where each value that is not a default came from."""
+    """Everything the user said, resolved.
+
+    `origins` tells where each value that is not a default came from, and where each data set and subset begins.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -108,8 +108,8 @@ def test_mistakes_across_two_files(data: str | None, main: str, message: str, tm
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dri = 'x'\n", 3, "no key image_dri. Did you mean image_dir"),
         ("[[datasets]]\nrank = 4\n", 2, "rank does not belong in [dataset]; it belongs in [network]"),
         ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'images'\nmode = 'edit'\n", 4, "mode = edit needs targets"),
-        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'images'\n", 0, "mode = mask needs masks"),
-        ("[[datasets]]\n[[datasets.subsets]]\nmode = 'spatial'\n", 0, "a subset has no images"),
+        ("[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'images'\n", 2, "mode = mask needs masks"),
+        ("[[datasets]]\n[[datasets.subsets]]\nmode = 'spatial'\n", 2, "a subset has no images"),
         ("[[datasets]]\nimage_dir = 'images'\nmode = 'spatial'\ndataset_name = 'a/b'\n", 4, "both name the images"),
         ("resolutions = [512, 768]\nresolution = 640\n", 1, "differ. Keep one of them."),
         ("resolution = [8, 512]\n", 1, "a side is at least 16 pixels"),
@@ -124,7 +124,7 @@ def test_mistakes_name_their_line(text: str, line: int, message: str, load_toml)
         load_toml(text, command="cache")
     found = [part for part in str(caught.value).splitlines() if message in part]
     assert found, caught.value
-    assert not line or f"run.toml:{line}" in found[0]
+    assert f"run.toml:{line}" in found[0]
 
 
 @pytest.mark.parametrize(
