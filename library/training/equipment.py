@@ -1,5 +1,6 @@
 """What a run shows and writes, put together from its tables: keeper, painter, logbook, measurements."""
 
+import logging
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from library.training.pictures import Painter
 from library.training.site import Site
 from library.training.validation import measure
 
+log = logging.getLogger(__name__)
 VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -30,7 +32,10 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
     settings = {setting.place: str(setting.value) for setting in resolved.changed(run)}
     opened = trackers.build(run.logging, folder, run.saving.output_name, settings, step)
     logbook = Logbook(folder, opened, run.logging.log_every_n_steps, step, num_steps)
-    held_out = partial(_measure, site, trainer) if site.dataset.held_out_items else None
+    held_out = partial(_measure, site, trainer) if site.dataset.held_out_items and not site.sharded else None
+    if site.sharded and (site.dataset.previews or site.dataset.held_out_items):
+        # they would run on this process alone, and a split base needs all of them
+        log.warning("the base is split over the processes: previews and validation are left out")
     return Conduct(
         run,
         folder,
@@ -40,7 +45,13 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
         num_steps,
         dataset_facts(site.dataset, buckets),
         Painter(
-            site.dataset, site.base, preview_settings(site), folder, transformer, run.validation.validation_generate
+            site.dataset,
+            site.base,
+            preview_settings(site),
+            folder,
+            transformer,
+            run.validation.validation_generate,
+            idle=site.sharded,
         ),
         held_out,
     )

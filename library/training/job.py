@@ -53,6 +53,10 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     transformer = setup.load(site.base.transformer_file, site.device, assemble.DTYPES[site.mixed], run.memory)
     setup.set_up_training(transformer, run.memory)
     trained = assemble.make_trained(run, choice, transformer, site.world, site.mixed, site.start.seed, saved)
+    if site.sharded:
+        from library.training.sharding import shard_blocks
+
+        shard_blocks(transformer, site.world, site.device)
     data = assemble.make_data(
         site.dataset, site.world, trained.progress, site.start.seed, saved, run.training.dataloader_num_workers
     )

@@ -80,11 +80,12 @@ class Painter:
         folder: Path,
         transformer: FluxTransformer,
         num_held_out: int,
+        idle: bool = False,
     ):
         self.dataset, self.base, self.settings, self.transformer = dataset, base, settings, transformer
         self.folder = folder / FOLDER
-        self.previews = Previews(dataset.previews, base, settings, folder)
-        self.num_held_out = num_held_out
+        self.previews = Previews(() if idle else dataset.previews, base, settings, folder)
+        self.num_held_out = 0 if idle else num_held_out
         self.items: dict[str, HeldOutItem] = {}
         subsets = all_subsets(dataset.datasets)
         self._modes = {item.key: subsets[item.subset].mode for item in dataset.held_out_items}

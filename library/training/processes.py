@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from library.errors import ConfigError
 
@@ -118,20 +118,3 @@ def sharding_wanted() -> bool:
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
     return fsdp or (deepspeed and stage == "3")
-
-
-def shard_base(
-    blocks: Iterable[nn.Module], trained: Iterable[nn.Parameter], world: World, device: Tensor | str
-) -> None:
-    """Split every block's frozen weights over the processes (FSDP2); each block is gathered while it computes.
-
-    Trained parameters are left whole: they are small, and stepping, saving and resuming stay the same code.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(str(device), (world.size,))
-    ignored = set(trained)
-    for block in blocks:
-        own = {parameter for parameter in block.parameters() if parameter in ignored}
-        fully_shard(block, mesh=mesh, ignored_params=own or None)

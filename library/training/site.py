@@ -31,6 +31,11 @@ class Site:
     stop: StopRequests
     mixed: str
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the base is split over the processes."""
+        return self.world.size > 1 and processes.sharding_wanted()
+
 
 @contextlib.contextmanager
 def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:

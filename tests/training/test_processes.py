@@ -163,3 +163,41 @@ def test_a_trainer_whose_launcher_dies_stops_and_saves(cached, tmp_path):
     with contextlib.suppress(FileNotFoundError):
         pytest.fail(f"still at work: {(out / '.influx.owner.json').read_text()}")
     assert list(out.glob("net-step*-state"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_base_split_over_processes_trains_alike(cached, tmp_path, monkeypatch, checkpointing):
+    """FSDP2 through fully_shard: the same network as with the whole base on every process."""
+    options = {**OPTIONS, "gradient_checkpointing": checkpointing}
+    assert train_on(2, cached, tmp_path / "whole", **options) == [0, 0]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train_on(2, cached, tmp_path / "split", **options) == [0, 0]
+    networks_agree(tmp_path / "split", tmp_path / "whole", 1e-6)
+
+
+def test_each_process_keeps_its_share_of_a_split_weight():
+    """Half of the bytes, the same products, and gradients for what is trained on top."""
+
+    def job() -> int:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        from library.memory.linear import Linear
+        from library.training import processes as many
+        from library.training.sharding import ShardedStorage
+
+        world = many.world_from_environment()
+        many.join(world, torch.device("cpu"))
+        torch.manual_seed(0)
+        linear, x = Linear(16, 32), torch.randn(3, 16, requires_grad=True)
+        expected = linear(x)
+        (slope,) = torch.autograd.grad(expected.square().sum(), x)
+        linear.set_storage(ShardedStorage(linear.weight, init_device_mesh("cpu", (2,))))
+        assert linear.storage.num_bytes == 32 * 16 * 4 // 2
+        found = linear(x)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], slope)
+        assert linear.dequantized().shape == (32, 16)
+        many.leave(world)
+        return 0
+
+    assert [forked.wait(child) for child in processes(2, job)] == [0, 0]

@@ -1,0 +1,144 @@
+"""Publishing against a local server that speaks the hub's upload calls; the token goes there and nowhere else."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+
+from library.training.model_card import Card, render
+
+TOKEN = "hf_secrettokenforthistest"
+
+
+class Hub(ThreadingHTTPServer):
+    """Accepts one token, remembers repositories and commits."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answers)
+        self.repositories: list[dict] = []
+        self.files: dict[str, bytes] = {}
+        self.fails = False
+
+
+class Answers(BaseHTTPRequestHandler):
+    """The calls that huggingface_hub makes for an upload of small files."""
+
+    def log_message(self, *_):
+        """Silence."""
+
+    def _answer(self, value: object, code: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._answer({"error": "Invalid username or password."}, 401)
+        else:
+            self._answer({"name": "painter", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server.fails:
+            self._answer({"error": "out of order"}, 500)
+        elif self.path == "/api/repos/create":
+            made = json.loads(body)
+            self.server.repositories.append(made)
+            self._answer({"url": f"http://hub/painter/{made['name']}", "name": f"painter/{made['name']}"})
+        elif "/preupload/" in self.path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
+            self._answer({"files": modes})
+        elif "/commit/" in self.path:
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    value = entry["value"]
+                    self.server.files[value["path"]] = base64.b64decode(value["content"])
+            address = "http://hub/painter/net/commit/abc"
+            self._answer({"commitUrl": address, "commitOid": "abc", "pullRequestUrl": None})
+        else:
+            self._answer({"error": self.path}, 404)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A running server that huggingface_hub takes for the hub."""
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(huggingface_hub.hf_api.constants, "ENDPOINT", address)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.shutdown()
+
+
+def test_a_finished_run_is_published(project, tmp_path, hub, monkeypatch, caplog, capfd):
+    """Network and card arrive; the token is in no file and no output."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    options = {"push_to_hub": True, "hub_model_id": "net", "trigger_words": "<b>zap</b>"}
+    assert project.train(**options) == 0
+    out = tmp_path / "out"
+    assert hub.repositories[0]["name"] == "net" and hub.repositories[0]["private"] is True
+    assert hub.files["net.safetensors"] == (out / "net.safetensors").read_bytes()
+    card = hub.files["README.md"].decode()
+    assert "base_model: " in card and "FluxFillPipeline" in card and "ComfyUI" in card
+    assert "&lt;b&gt;zap" in card
+    assert str(tmp_path) not in card
+    printed = "".join(capfd.readouterr()) + caplog.text
+    assert "uploaded to" in printed
+    assert TOKEN not in printed
+    for path in out.rglob("*"):
+        assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_a_token_on_the_command_line_is_not_written_down(project, tmp_path, hub, capfd):
+    """hub_token works, and is masked everywhere."""
+    assert project.train(push_to_hub=True, hub_token=TOKEN, hub_model_id="painter/net") == 0
+    assert "README.md" in hub.files
+    assert all(TOKEN.encode() not in path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert all(TOKEN.encode() not in content for content in hub.files.values())
+    assert TOKEN not in "".join(capfd.readouterr())
+
+
+def test_a_wrong_token_is_found_before_training(project, tmp_path, hub, capsys):
+    """Not after a night of work."""
+    assert project.train(push_to_hub=True, hub_token="hf_wrong") == 2
+    error = capsys.readouterr().err
+    assert "does not accept the token" in error and "hf_wrong" not in error
+    assert not (tmp_path / "out/net.safetensors").exists()
+    assert project.train(push_to_hub=True) == 2
+    assert "HF_TOKEN" in capsys.readouterr().err
+
+
+def test_a_failing_upload_leaves_the_network(project, tmp_path, hub, capsys):
+    """The message says what to do; the run counts as finished."""
+    hub.fails = True
+    assert project.train(push_to_hub=True, hub_token=TOKEN) == 2
+    assert "finished and saved" in capsys.readouterr().err
+    assert (tmp_path / "out/net.safetensors").exists()
+    assert json.loads((tmp_path / "out/run.json").read_text())["finished_steps"] == 3
+
+
+def test_a_card_holds_no_markup_of_the_user():
+    """Captions and settings are text, in Markdown, HTML and YAML."""
+    text = 'x" | y\n---\n<script>alert(1)</script> [a](javascript:b)'
+    card = Card("n", "n.safetensors", "b", ("edit", "mask"), 30.0, 5, 4, (64, 64), (text,), None,
+                [("images/a.png", text)], [("key", text)], [("items", text)])  # fmt: skip
+    rendered = render(card)
+    front, body = rendered.split("\n---\n", 1)
+    assert "<script>" not in body
+    assert "](javascript" not in body
+    assert front.count("\n") == len(front.splitlines()) - 1
+    import yaml
+
+    assert yaml.safe_load(front.removeprefix("---\n"))["widget"][0]["text"] == text
