@@ -131,6 +131,14 @@ def test_a_constant_mask(data) -> None:
     assert found == {"white": ["constant_mask"], "cut": ["constant_mask", "cropped"]}
 
 
+def test_a_mask_painted_in_the_alpha_of_a_white_picture(data) -> None:
+    data.add("alpha", picture(7), edited(picture(7)))
+    painted = Image.new("RGBA", (SIDE, SIDE), (255, 255, 255, 0))
+    painted.paste((255, 255, 255, 255), (32, 32, 96, 96))
+    painted.save(data.folder / "mask" / "alpha.png")
+    assert data.findings(subset="mask_jitter = 4") == {"alpha": ["constant_mask"]}
+
+
 def test_masks_that_were_asked_to_be_full_are_no_warning(data) -> None:
     assert data.findings(subset="full_mask_rate = 0.3") == {}
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from library.data.lint.findings import Finding
 from library.data.lint.shift import global_shift
+from library.data.pairs import Pair
 from library.data.pictures import CHANGE_THRESHOLD, Pictures, cell_means
 from library.data.plan import PlannedItem
 
@@ -87,15 +88,11 @@ def check_pair(key: str, pictures: Pictures, difference: Difference) -> Iterator
         )
 
 
-def check_masks(key: str, masks: list[np.ndarray], difference: Difference | None, *, given: bool) -> Iterator[Finding]:
-    """Masks that say nothing, and masks that leave out what changes. masks: bool (H, W); given: by the user's files,
-    not drawn."""
-    if given:
-        for mask in masks:
-            if mask.all() or not mask.any():
-                value = "white: everything is repainted" if mask.all() else "black: nothing is repainted"
-                yield Finding(key, "constant_mask", f"the mask, cut to its bucket, is all {value}")
-                break
+def check_masks(pair: Pair, masks: list[np.ndarray], difference: Difference | None) -> Iterator[Finding]:
+    """Masks that say nothing, and masks that leave out what changes. masks: the pair's, bool (H, W); drawn ones too,
+    but none that is full because the user asked for it."""
+    if pair.mask is not None and (text := _constant(pair, masks)):
+        yield Finding(pair.key, "constant_mask", text)
     if difference is None:
         return
     changed = difference.cells > CHANGED
@@ -104,7 +101,20 @@ def check_masks(key: str, masks: list[np.ndarray], difference: Difference | None
     outside = max((_outside(mask, changed) for mask in masks if mask.any() and not mask.all()), default=0.0)
     if outside > MOST_OUTSIDE:
         message = f"{outside:.0%} of what changes lies outside the mask"
-        yield Finding(key, "mask_misses_change", message, {"outside": round(outside, 4)})
+        yield Finding(pair.key, "mask_misses_change", message, {"outside": round(outside, 4)})
+
+
+def _constant(pair: Pair, masks: list[np.ndarray]) -> str | None:
+    """What is wrong with a mask of one value, in its file or after the crop."""
+    assert pair.mask is not None
+    facts = pair.mask.facts
+    if pair.mask is not pair.source and facts.white in (0.0, 1.0):
+        hidden = "; its alpha channel is not used" if facts.has_alpha else ""
+        return f"the mask file is all {'white' if facts.white else 'black'}{hidden}"
+    constant = next((mask for mask in masks if mask.all() or not mask.any()), None)
+    if constant is None:
+        return None
+    return f"the mask, cut to its bucket, is all {'white' if constant.all() else 'black'}"
 
 
 def _outside(mask: np.ndarray, changed: np.ndarray) -> float:

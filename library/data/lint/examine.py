@@ -70,7 +70,7 @@ def _examined(item: PlannedItem) -> tuple[list[Finding], float | None, Look]:
         findings += check_pair(item.key, pictures, difference)
     masks = pictures.masks[:-1] if recipe.look.masks.with_full else pictures.masks
     given = pair.mask is not None
-    findings += check_masks(item.key, masks, difference, given=given)
+    findings += check_masks(pair, masks, difference)
     files = tuple(_identity(picture) for picture in (pair.source, pair.target, pair.mask))
     look = Look((recipe.mode.name, given), files, thumbnails(pictures, with_mask=given and bool(masks)))
     return findings, None if difference is None else difference.share, look

@@ -16,7 +16,8 @@ BLUR = 0.25  # of the band: frequencies above it are mostly noise and compressio
 TILES = 6  # across and down
 TEXTURE = 4.0  # grey levels of deviation that make a tile comparable
 LIKENESS = 0.5  # correlation that a tile needs, moved or not, to say anything: an edited one has none
-GAIN = 0.6  # a tile agrees if moving takes away this share of what kept it from correlating
+FITTING = 0.8  # correlation that a tile needs, moved, to agree
+GAIN = 0.6  # ... and moving has to take away this share of what kept it from correlating
 AGREEMENT = 0.6  # of the tiles that can say something
 FEWEST_TILES = 4
 
@@ -85,7 +86,7 @@ def _agreement(source: np.ndarray, target: np.ndarray, x: int, y: int) -> float:
             tile = source[top:bottom, left:right]
             still_fits, moved_fits = _likeness(tile, target[top:bottom, left:right]), _likeness(tile, target[moved])
             if max(still_fits, moved_fits) >= LIKENESS:
-                votes.append(1 - moved_fits <= (1 - GAIN) * (1 - still_fits))
+                votes.append(moved_fits >= FITTING and 1 - moved_fits <= (1 - GAIN) * (1 - still_fits))
                 places.append((row, column))
     if len(votes) < FEWEST_TILES or not _spread(places):
         return 0.0
