@@ -29,35 +29,42 @@ if TYPE_CHECKING:
     from library.models.text import TextEncoders
     from library.models.vae import Vae
 
+MOST_HELD_BYTES = 2 * SHARD_BYTES  # of all sizes together: streamed data comes in any order
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ShardWriter:
-    """Collects entries of one kind and size, and writes full shards in the background."""
+    """Collects entries of one kind by size, and writes full shards in the background."""
 
     def __init__(self, store: Store, kind: str, most: int):
         self.store = store
         self.kind = kind
         self.most = most
         self.num_bytes = 0
-        self._bucket: tuple[int, int] | None = None
-        self._entries: list[Entry] = []
+        self._held: dict[tuple[int, int] | None, list[Entry]] = {}
+        self._sizes: dict[tuple[int, int] | None, int] = {}
         self._pool = ThreadPoolExecutor(1)
         self._writing: Future | None = None
 
     def add(self, entry: Entry, bucket: tuple[int, int] | None = None) -> None:
-        """Take an entry; a full shard, or one of another size, is sent to the disk."""
-        held = sum(held.num_bytes for held in self._entries)
-        if self._entries and (bucket != self._bucket or len(self._entries) == self.most or held >= SHARD_BYTES):
-            self._send()
-        self._bucket = bucket
-        self._entries.append(entry)
+        """Take an entry; full shards are sent to the disk, and the largest one when too much is held."""
+        self._held.setdefault(bucket, []).append(entry)
+        self._sizes[bucket] = self._sizes.get(bucket, 0) + entry.num_bytes
         self.num_bytes += entry.num_bytes
+        if len(self._held[bucket]) == self.most or self._sizes[bucket] >= SHARD_BYTES:
+            self._send(bucket)
+        elif sum(self._sizes.values()) >= MOST_HELD_BYTES:
+            self._send(max(self._sizes, key=lambda key: self._sizes[key]))
 
-    def _send(self) -> None:
+    def finish(self, bucket: tuple[int, int] | None) -> None:
+        """No more of this size will come."""
+        if bucket in self._held:
+            self._send(bucket)
+
+    def _send(self, bucket: tuple[int, int] | None) -> None:
         self._wait()
-        self._writing = self._pool.submit(self.store.add, self.kind, self._bucket, self._entries)
-        self._entries = []
+        del self._sizes[bucket]
+        self._writing = self._pool.submit(self.store.add, self.kind, bucket, self._held.pop(bucket))
 
     def _wait(self) -> None:
         if self._writing is not None:
@@ -66,8 +73,8 @@ class ShardWriter:
 
     def close(self) -> None:
         """Write what is left and wait for the disk. An error of the writer is raised here or at the next shard."""
-        if self._entries:
-            self._send()
+        for bucket in list(self._held):
+            self._send(bucket)
         self._wait()
         self._pool.shutdown()
 
@@ -79,7 +86,7 @@ def encode_texts(session: Session, captions: list[str]) -> None:
     device = choose_device(session.run.training.device)
     encoders = load_text_encoders(session, device)
     writer = ShardWriter(session.store, "text", TEXTS_PER_SHARD)
-    size = session.run.cache.text_encoder_batch_size
+    size = encoders.captions_at_once if encoders.layerwise else session.run.cache.text_encoder_batch_size
     with tqdm(total=len(captions), desc="captions", unit="caption", disable=None) as bar:
         for start in range(0, len(captions), size):
             for entry in text_entries(session, encoders, captions[start : start + size]):
@@ -92,8 +99,12 @@ def encode_texts(session: Session, captions: list[str]) -> None:
 
 def load_text_encoders(session: Session, device: torch.device) -> TextEncoders:
     """CLIP-L and T5 at the chosen precision."""
+    from library.models.text import wants_layerwise
+
     precision = session.texts.precision
-    return session.base.load_text_encoders(device, torch.float32 if precision == "fp32" else torch.bfloat16)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    layerwise = wants_layerwise(session.run.cache.t5xxl_layer_by_layer, device)
+    return session.base.load_text_encoders(device, dtype, layerwise, precision)
 
 
 def text_entries(session: Session, encoders: TextEncoders, captions: list[str]) -> Iterator[Entry]:
@@ -119,8 +130,12 @@ def encode_images(session: Session, recipes: list[Recipe]) -> None:
     vae = load_vae(session, device)
     writer = ShardWriter(session.store, "image", IMAGES_PER_SHARD)
     batch_size = session.run.cache.vae_batch_size
+    last, streams = None, any(recipe.pair.source.blob.streams for recipe in recipes)
     with tqdm(total=len(recipes), desc="images", unit="image", disable=None) as bar:
         for group in _batched(_decoded(recipes, session.workers), batch_size):
+            if not streams and group[0][0].size != last:
+                writer.finish(last)
+            last = group[0][0].size
             for entry, recipe in zip(image_entries(vae, group, batch_size), (recipe for recipe, _ in group)):
                 writer.add(entry, recipe.size)
                 bar.update()

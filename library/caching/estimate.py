@@ -55,7 +55,8 @@ def needs_of(plan: Plan, images: ImageEncoding, texts: TextEncoding, store: Stor
     """Compare a plan with the cache. widths: of T5's and CLIP's embeddings."""
     captions = [caption for caption in plan.captions if texts.fingerprint(caption) not in store]
     recipes = [recipe for fingerprint, recipe in plan.recipes.items() if fingerprint not in store]
-    recipes.sort(key=lambda recipe: recipe.size)  # stable: items of one size stay in order, one shard at a time is open
+    if not any(recipe.pair.source.blob.streams for recipe in recipes):
+        recipes.sort(key=lambda recipe: recipe.size)  # one shard at a time is open, and a kill loses no more than it
     num_bytes = sum(image_bytes(recipe) for recipe in recipes) + len(captions) * text_bytes(texts, widths)
     distinct = {preview.fingerprint: preview for preview in plan.previews}
     previews = sorted((one for name, one in distinct.items() if name not in store), key=lambda one: one.size)

@@ -18,6 +18,11 @@ class Blob(Protocol):
     @property
     def key(self) -> str: ...
 
+    @property
+    def streams(self) -> bool:
+        """Whether it had better be read in the order in which it was listed."""
+        ...
+
     def stat(self) -> FileStat | None:
         """What tells cheaply that the bytes may have changed; None if only the key does."""
         ...
@@ -43,6 +48,10 @@ class FileBlob:
     @property
     def key(self) -> str:
         return str(self.path)
+
+    @property
+    def streams(self) -> bool:
+        return False
 
     def stat(self) -> FileStat:
         return FileStat.of(self.path)

@@ -177,7 +177,7 @@ def _table_records(subset: SubsetTable, path: Path, report: Report) -> Iterator[
         missing = [blob.name for blob in files.values() if blob is not None and not blob.path.is_file()]
         for lost in missing:
             report.bad(name, f"{lost} does not exist")
-        captions = _captions_of(row, subset.caption_column, name, report)
+        captions = captions_of(row, subset.caption_column, name, report)
         if missing or captions == ():
             continue
         unique = key if seen[key] == 1 else f"{key}#{seen[key]}"
@@ -195,7 +195,7 @@ def _paths_are_texts(name: str, cells: dict[str, object], columns: dict[str, str
     return True
 
 
-def _captions_of(row: dict[str, object], column: str | None, name: str, report: Report) -> tuple[str, ...] | None:
+def captions_of(row: dict[str, object], column: str | None, name: str, report: Report) -> tuple[str, ...] | None:
     """The captions of a row: None without a caption column, () after a report."""
     if column is not None and column not in row:
         report.bad(name, f"no column {column}; there are: {', '.join(map(str, row))}")

@@ -19,7 +19,7 @@ def test_two_processes_make_what_one_makes(configured, tmp_path) -> None:
     write_pairs(tmp_path / "data", 10)
     (tmp_path / "p.txt").write_text("red circle --ci data/train_A/0.png\n")
     run = configured(EDIT, rest='[sampling]\nsample_prompts = "p.txt"')
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     alone = [sys.executable, "influx_cache.py", "--config_file", str(tmp_path / "run.toml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     together = subprocess.run(

@@ -1,0 +1,260 @@
+"""The cache against what trainers use today: kohya's npz files, and one safetensors file per sample.
+
+One run, one machine, the same samples: a 512 px Fill sample (two bf16 latents or three, one bit per pixel of mask) and
+T5 embeddings of 512 tokens shared by 50 images each. Says size, files, and CPU time to write and to read warm; then the
+time to open a cache of 100,000 entries, the memory that reading takes, and how long a step would wait for its data.
+
+    python benchmarks/cache.py [--entries 5000] [--folder DIR]
+
+CPU times are process_time of one thread; the arms take turns, and the least of the repeats is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from library.data.batches import Choice, Gatherer, prefetched
+from library.data.manifest import Text
+from library.data.reader import Reader
+from library.data.store import IMAGES_PER_SHARD, TEXTS_PER_SHARD, Entry, Store
+
+SIDE = 512
+CELLS = SIDE // 8
+TOKENS, WIDTH, POOLED = 512, 4096, 768
+PER_CAPTION = 50
+REPEATS = 7
+READS = 300  # samples of one repeat
+STEP_SECONDS = 0.25  # a training step of a hidden-256 model on one CPU core
+
+
+def latent(seed: int) -> torch.Tensor:
+    return torch.randn(16, CELLS, CELLS, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def mask_bits(seed: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE // 8), np.uint8))
+
+
+def text(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "t5": torch.randn(TOKENS, WIDTH, generator=generator).bfloat16(),
+        "pooled": torch.randn(POOLED, generator=generator).bfloat16(),
+        "t5_ids": torch.zeros(TOKENS, dtype=torch.int32),
+        "clip_ids": torch.zeros(77, dtype=torch.int32),
+    }
+
+
+class Sharded:
+    """InFlux's cache."""
+
+    def __init__(self, folder: Path, entries: int, latents_as: str):
+        self.name = f"InFlux, {latents_as}"
+        self.folder, self.entries, self.latents_as = folder, entries, latents_as
+
+    def write(self) -> None:
+        store = Store(self.folder)
+        captions = range(-(-self.entries // PER_CAPTION))
+        for start in range(0, len(captions), TEXTS_PER_SHARD):
+            numbers = captions[start : start + TEXTS_PER_SHARD]
+            store.add("text", None, [Entry(f"{number:032x}", text(number), {"caption": ""}) for number in numbers])
+        for start in range(0, self.entries, IMAGES_PER_SHARD):
+            numbers = range(start, min(start + IMAGES_PER_SHARD, self.entries))
+            store.add("image", (SIDE, SIDE), [self._entry(number) for number in numbers])
+        store.save_index()
+
+    def _entry(self, number: int) -> Entry:
+        tensors = {"condition.0": latent(number), "mask.0": mask_bits(number)}
+        tensors["changed"] = torch.zeros(CELLS, CELLS, dtype=torch.uint8)
+        tensors["target.mean"] = latent(number + 1)
+        if self.latents_as == "distribution":
+            tensors["target.std"] = latent(number + 2)
+        return Entry(f"{number + (1 << 64):032x}", tensors, {"name": f"item/{number}", "made_of": "x" * 700})
+
+    def open(self) -> None:
+        self.gatherer = Gatherer(Reader(Store(self.folder)))
+
+    def read(self, number: int) -> torch.Tensor:
+        words = Text(f"{number // PER_CAPTION:032x}", "")
+        choice = Choice("", f"{number + (1 << 64):032x}", 0, words, 1.0)
+        return self.gatherer.gather([choice], 0).mean
+
+
+class Npz:
+    """Two npz files per image in float32, as sd-scripts writes them: nothing is shared between images."""
+
+    name = "kohya's npz, fp32"
+
+    def __init__(self, folder: Path, entries: int):
+        self.folder, self.entries = folder, entries
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True)
+        for number in range(self.entries):
+            mask = np.unpackbits(mask_bits(number).numpy(), axis=-1).astype(np.float32)
+            latents = {"latents": latent(number + 1).float().numpy(), "condition": latent(number).float().numpy()}
+            np.savez(self.folder / f"{number}_flux.npz", **latents, alpha_mask=mask)
+            words = text(number // PER_CAPTION)
+            np.savez(
+                self.folder / f"{number}_flux_te.npz",
+                t5_out=words["t5"].float().numpy(),
+                l_pooled=words["pooled"].float().numpy(),
+                txt_ids=np.zeros((TOKENS, 3), np.float32),
+                t5_attn_mask=words["t5_ids"].numpy().astype(np.int64),
+            )
+
+    def open(self) -> None:
+        pass
+
+    def read(self, number: int) -> torch.Tensor:
+        found = {}
+        for ending in ("flux", "flux_te"):
+            with np.load(self.folder / f"{number}_{ending}.npz") as file:
+                found |= {name: torch.from_numpy(file[name]) for name in file.files}
+        return found["latents"]
+
+
+class PerSample:
+    """One safetensors file per sample in bf16."""
+
+    name = "safetensors per sample"
+
+    def __init__(self, folder: Path, entries: int):
+        self.folder, self.entries = folder, entries
+
+    def write(self) -> None:
+        self.folder.mkdir(parents=True)
+        for number in range(self.entries):
+            tensors = {"latents": latent(number + 1), "condition": latent(number), "mask": mask_bits(number)}
+            save_file({**tensors, **text(number // PER_CAPTION)}, self.folder / f"{number}.safetensors")
+
+    def open(self) -> None:
+        pass
+
+    def read(self, number: int) -> torch.Tensor:
+        return load_file(self.folder / f"{number}.safetensors")["latents"].clone()
+
+
+def cpu(work) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def compare(folder: Path, entries: int, others: int) -> None:
+    """The table. The other formats are written `others` times: they are large, and every file costs the same."""
+    arms = [
+        Sharded(folder / "distribution", entries, "distribution"),
+        Sharded(folder / "mean", entries, "mean"),
+        PerSample(folder / "files", others),
+        Npz(folder / "npz", others),
+    ]
+    writing = {arm.name: cpu(arm.write) / arm.entries * 1e3 for arm in arms}
+    reading: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    draw = random.Random(0)
+    for repeat in range(REPEATS + 1):  # the first one warms the page cache
+        for arm in arms:
+            arm.open() if repeat == 0 else None
+            numbers = [draw.randrange(arm.entries) for _ in range(READS)]
+            spent = cpu(lambda arm=arm, numbers=numbers: [arm.read(number) for number in numbers])
+            if repeat:
+                reading[arm.name].append(spent / READS * 1e3)
+    print(f"{'format':<24}{'samples':>8}{'files':>7}{'MB each':>9}{'write ms':>10}{'read ms':>9}{'median':>8}")
+    for arm in arms:
+        files = [path for path in arm.folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) / arm.entries / 1e6
+        times = sorted(reading[arm.name])
+        print(
+            f"{arm.name:<24}{arm.entries:>8}{len(files):>7}{size:>9.3f}{writing[arm.name]:>10.2f}"
+            f"{times[0]:>9.2f}{times[len(times) // 2]:>8.2f}"
+        )
+
+
+def opening(folder: Path, entries: int = 100_000) -> None:
+    """Seconds to open a cache of many entries (the files are as large as their headers say, and empty)."""
+    shards = {}
+    (folder / "image" / "512x512").mkdir(parents=True)
+    for start in range(0, entries, IMAGES_PER_SHARD):
+        name = f"image/512x512/{start:016x}.safetensors"
+        (folder / name).write_bytes(b"")
+        shards[name] = [0, *(f"{number:032x}" for number in range(start, min(start + IMAGES_PER_SHARD, entries)))]
+    content = {"format": "influx-cache", "version": 1, "shards": shards}
+    (folder / "index.json").write_text(json.dumps(content, separators=(",", ":")))
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        store = Store(folder)
+        times.append(time.perf_counter() - started)
+        assert len(store.where) == entries
+    print(f"opening {entries} entries: {min(times):.2f} s, median {sorted(times)[len(times) // 2]:.2f} s")
+
+
+def memory_and_waiting(folder: Path, entries: int) -> None:
+    """Anonymous memory over many reads, and the share of a training step spent waiting for the next batch."""
+    arm = Sharded(folder / "distribution", entries, "distribution")
+    arm.open()
+    draw = random.Random(1)
+
+    def batch(position: int):
+        number = draw.randrange(entries)
+        choice = Choice("", f"{number + (1 << 64):032x}", 0, Text(f"{number // PER_CAPTION:032x}", ""), 1.0)
+        return arm.gatherer.gather([choice], position)
+
+    sizes, waited = [], 0.0
+    steps = 40
+    batches = prefetched(batch, range(steps + 1))
+    next(batches)
+    for _ in range(steps):
+        time.sleep(STEP_SECONDS / 10)
+        started = time.perf_counter()
+        next(batches)
+        waited += time.perf_counter() - started
+    batches.close()
+    for round_number in range(4):
+        for position in range(entries):
+            batch(position)
+        sizes.append(anonymous_memory())
+        print(f"RssAnon after {(round_number + 1) * entries} reads: {sizes[-1]:.0f} MB")
+    share = waited / (steps * STEP_SECONDS)
+    print(f"waiting for data: {waited / steps * 1e3:.2f} ms a step, {share:.2%} of a step of {STEP_SECONDS} s")
+
+
+def anonymous_memory() -> float:
+    """MB of this process that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) / 1e3
+    return float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--entries", type=int, default=5000)
+    parser.add_argument("--others", type=int, default=500, help="samples written in the other formats")
+    parser.add_argument("--folder", type=Path, default=Path("output/benchmark_cache"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.folder.exists():
+        raise SystemExit(f"{options.folder} exists already: name another --folder")
+    try:
+        compare(options.folder, options.entries, options.others)
+        opening(options.folder / "many")
+        memory_and_waiting(options.folder, options.entries)
+    finally:
+        shutil.rmtree(options.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
