@@ -62,6 +62,7 @@ class StubFinder:
 
 
 sys.meta_path.append(StubFinder())
+stub("server")  # some node modules ask the web server for its address; there is none here
 sys.path.insert(0, str(ROOT / "vendor" / "ComfyUI"))
 sys.path.append(str(ROOT / "vendor" / "comfy_packages"))
 answers, sys.stdout = sys.stdout, sys.stderr  # ComfyUI prints; the answers must stay apart

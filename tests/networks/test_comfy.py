@@ -4,13 +4,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from library.flow.packing import pack_latents, pack_mask, unpack_latents
+from library.flow.euler import SigmaSchedule
+from library.flow.packing import image_ids, pack_latents, pack_mask, unpack_latents
 from library.networks import NETWORKS
 from library.networks.file import save_network
+from library.networks.graph import NODES
 from library.networks.metadata import Description
 from tests.networks.comfy_process import SHAPE, Comfy, require_comfy, write_bfl_checkpoint
 from tests.networks.support import both, network_on, relative
 from tests.networks.test_contract import LAYOUTS, label
+from tests.networks.test_workflow import graphs
 
 HEIGHT = WIDTH = 8
 
@@ -113,8 +116,6 @@ def test_one_denoising_step_is_ours(comfy, base, tmp_path, table: dict, masked: 
     # ComfyUI scales latents by itself on the way in; our condition is given in model space.
     condition = theirs["concat"][:, :16]
     tokens = torch.cat([pack_latents(given["latents"]), pack_latents(condition), pack_mask(mask)], dim=-1)
-    from library.flow.packing import image_ids
-
     predicted = ours(
         tokens, given["context"], given["pooled"], given["timestep"], given["guidance"], image_ids(HEIGHT, WIDTH)
     )  # fmt: skip
@@ -136,3 +137,42 @@ def test_two_networks_with_strengths_add_up(comfy, base, tmp_path) -> None:
     name, slot = "double_blocks.0.img_attn.proj.weight", ("double_blocks.0.img_attn.proj", (0, 128))
     expected = 0.5 * first.entries[slot].delta() - 2.0 * second.entries[slot].delta()
     assert relative(found[name], expected) < 1e-5
+
+
+EXTRAS = ["nodes_flux", "nodes_ip2p", "nodes_images", "nodes_mask", "nodes_post_processing", "nodes_model_advanced"]
+
+
+def test_workflow_nodes_and_inputs_are_comfyuis(comfy) -> None:
+    found = comfy.ask("node_definitions", names=list(NODES), extras=EXTRAS)
+    assert found.keys() == NODES.keys()
+    for name, kind in NODES.items():
+        declared = found[name]
+        assert {n: i["type"] for n, i in declared["inputs"].items()} == kind.inputs, name
+        assert list(kind.inputs) == list(declared["inputs"]), f"{name}: widgets are stored in ComfyUI's order"
+        assert tuple(declared["outputs"])[: len(kind.outputs)] == kind.outputs, name
+    for _, graph in graphs():
+        for node in graph.for_api().values():
+            for name, value in node["inputs"].items():
+                check_value(node["class_type"], name, value, found[node["class_type"]]["inputs"][name])
+
+
+def check_value(kind: str, name: str, value, declared: dict) -> None:
+    """A value the node accepts: one of its choices, within its range."""
+    if isinstance(value, list) or name.endswith("_name") or name in ("image", "clip_name1", "clip_name2"):
+        return
+    if declared["choices"]:
+        assert value in declared["choices"], (kind, name, value)
+    if declared["min"] is not None:
+        assert declared["min"] <= value <= declared["max"], (kind, name, value)
+
+
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (768, 512), (1024, 1024), (1536, 640)])
+@pytest.mark.parametrize("steps", [4, 28, 50])
+def test_sigmas_are_ours(comfy, base, width: int, height: int, steps: int) -> None:
+    """ComfyUI picks from a table of 10,000 sigmas, so its list agrees to the table's spacing (1e-4, shifted)."""
+    answer = comfy.ask(
+        "sigmas", base=str(base[1]), width=width, height=height, steps=steps, scheduler="simple",
+        max_shift=1.15, base_shift=0.5,
+    )  # fmt: skip
+    ours = SigmaSchedule(use_dynamic_shifting=True).sigmas(steps, width * height // 256)
+    assert torch.allclose(torch.tensor(answer["sigmas"], dtype=torch.float64), ours.double(), atol=3.2e-4)
