@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from library.errors import ModelError
+from library.memory.linear import Linear
+from library.memory.precision import STORAGES, make_storage
 from library.models.vae import load_strictly
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ GOLDEN_IDS = {
     "t5": [28035, 8, 1131, 8196, 28, 3, 9, 1692, 80, 6, 453, 8, 2458, 55, 1],
 }
 LAYERWISE_BATCH = 8
+LAYERWISE_CAPTIONS = 512
+"""Captions to give a layerwise encoder at once: their hidden states wait in RAM (4.2 MB each in bf16)."""
+WHOLE_T5_BYTES = 14e9
+"""Device memory from which T5-XXL is kept whole in bf16 (9.5 GB, with its activations and CLIP-L)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class TextEncoders:
         self.t5_tokenizer = t5_tokenizer
         self.device = device
         self.layerwise = layerwise
+        self.captions_at_once = LAYERWISE_CAPTIONS if layerwise else 1
         if layerwise:
             make_layerwise(t5, device)
 
@@ -219,6 +226,9 @@ class LayerByLayer(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None, bias: Tensor | None, *rest: Any, **keywords: Any) -> tuple:
         """As T5's own block; `hidden` (N, L, D) is in RAM and may hold every caption there is."""
         weights = {name: value.to(self.device, non_blocking=True) for name, value in self.block.named_parameters()}
+        storages = [linear.storage for linear in self.block.modules() if isinstance(linear, Linear)]
+        for storage in storages:
+            storage.bind({name: value.to(self.device, non_blocking=True) for name, value in storage.home.items()})
         outputs = []
         for chunk in hidden.split(self.batch):
             own_mask = None if mask is None else mask[: len(chunk)].to(self.device)
@@ -226,6 +236,8 @@ class LayerByLayer(nn.Module):
             result = functional_call(self.block, weights, arguments, keywords)
             outputs.append(result[0].to(hidden.device))
             bias = result[1]
+        for storage in storages:
+            storage.bind(storage.home)
         return (torch.cat(outputs), bias, *result[2:])
 
 
@@ -234,3 +246,29 @@ def make_layerwise(t5: Any, device: torch.device, batch: int = LAYERWISE_BATCH) 
     blocks = t5.encoder.block
     for index, block in enumerate(blocks):
         blocks[index] = LayerByLayer(block, device, batch)
+
+
+def wants_layerwise(wanted: bool | None, device: torch.device) -> bool:
+    """Whether T5 visits the device layer by layer: as asked, else on cards that cannot hold it."""
+    if wanted is not None:
+        return wanted
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < WHOLE_T5_BYTES
+
+
+def quantise(model: nn.Module, precision: str) -> None:
+    """Keep the weights of a text encoder's linears in int8, fp8 or nf4 (on the device they are on)."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, _quantised(child, precision))
+
+
+def _quantised(linear: nn.Linear, precision: str) -> Linear:
+    with torch.device("meta"):
+        replacement = Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    replacement.bias = linear.bias
+    shape = (linear.out_features, linear.in_features)
+    kind = STORAGES[precision]
+    tensors = kind.encode(linear.weight.detach(), kind.layout(shape, linear.weight.dtype))
+    replacement.set_storage(make_storage(precision, shape, tensors))
+    return replacement

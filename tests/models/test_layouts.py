@@ -388,3 +388,19 @@ def test_a_real_vocabulary_with_other_ids_is_refused(tmp_path) -> None:
     (tmp_path / "t5" / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ModelError, match="does not give FLUX.1's token ids"):
         load_tokenizer(tmp_path / "t5", "t5", 32128)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.03), ("fp8", 0.1)])
+def test_t5_in_a_small_precision_is_close(folder, precision, error) -> None:
+    from library.memory.linear import Linear
+
+    base = Base.open(ModelTable(pretrained_model_name_or_path=str(folder)))
+    exact = base.load_text_encoders().encode(["a red circle"], T5_LENGTH).embeddings
+    encoders = base.load_text_encoders(t5_precision=precision)
+    close = encoders.encode(["a red circle"], T5_LENGTH).embeddings
+    assert 0 < (close.t5 - exact.t5).norm() / exact.t5.norm() < error
+    assert torch.equal(close.pooled, exact.pooled)
+    stored = [module for module in encoders.t5.modules() if isinstance(module, Linear)]
+    assert len(stored) == 2 * 7 and all(linear.storage is not None for linear in stored)
+    layered = base.load_text_encoders(t5_precision=precision, layerwise=True).encode(["a red circle"], T5_LENGTH)
+    assert torch.allclose(layered.embeddings.t5, close.t5, atol=1e-5)
