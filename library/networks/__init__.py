@@ -85,7 +85,7 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
             "img_in", [(0, linear.out_features)], linear.in_features, linear.device, bias=settled.x_embedder_bias
         )
     rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
-    network = Network(transformer, adapters, draws, "transformer", rates)
+    network = Network(transformer, adapters, draws, "transformer", rates, settled.settings.module_name)
     if start is not None:
         warm_start.load_into(network, start)
     return network

@@ -159,7 +159,7 @@ def with_own_keys(table: NetworkTable) -> NetworkTable:
     given = _parsed(table.network_args)
     moved = {name: _READERS[name](name, given[name]) for name in _OWN_KEYS if name in given}
     for name in moved:
-        if table.given(name):
+        if table.changed(name):
             raise ConfigError(f"{name} stands both in network_args and as a key of its own: give one of them")
     return table.model_copy(update=moved) if moved else table
 
@@ -269,7 +269,7 @@ def _check_combination(settings: Settings, table: NetworkTable, values: dict[str
         )
     if settings.rslora and kind in ("diag-oft", "full"):
         raise ConfigError(f"use_rslora scales by the rank, and {kind} has none")
-    if table.given("network_init") and kind not in ("lora", "locon"):
+    if table.changed("network_init") and kind not in ("lora", "locon"):
         raise ConfigError(f"network_init has nothing to do for {kind}, which has its own start")
 
 

@@ -28,6 +28,7 @@ class Description:
 
     modes: the conditioning modes it was trained in. resolution: (width, height) of the largest training size.
     trained_alphas: alpha each module was trained with; the file's own alpha is its rank.
+    edits_regions: whether edit mode was trained with masks, so that only a region changes.
     prompt, sample_steps: what the workflow beside the file begins with.
     extra: further `ss_*` fields as plain values.
     """
@@ -58,6 +59,7 @@ class Description:
     trigger_words: tuple[str, ...] = ()
     comment: str | None = None
     thumbnail: str | None = None
+    edits_regions: bool = False
     prompt: str | None = None
     sample_steps: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)

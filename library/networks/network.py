@@ -42,13 +42,20 @@ class Network(nn.Module):
     """Adapters by module path. Made by `library.networks.build`; idle until `attach`."""
 
     def __init__(
-        self, model: nn.Module, adapters: dict[str, Adapter], draws: Draws, role: Role, rates: dict[str, float]
+        self,
+        model: nn.Module,
+        adapters: dict[str, Adapter],
+        draws: Draws,
+        role: Role,
+        rates: dict[str, float],
+        module_name: str = "networks.lora_flux",
     ):
         super().__init__()
         self.paths = list(adapters)
         self.adapters = nn.ModuleList(adapters.values())
         self.draws = draws
         self.role = role
+        self.module_name = module_name
         self.rates = rates
         self._model = (model,)
 

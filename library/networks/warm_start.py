@@ -53,7 +53,7 @@ def read(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> WarmStart 
             alphas[module] = (alpha, rank)
         covered |= set(_covered(module, pieces, linears[module]))
     if not table.dim_from_weights:
-        return WarmStart(loaded.path, loaded, Inherited({}, {} if table.given("network_alpha") else alphas, None))
+        return WarmStart(loaded.path, loaded, Inherited({}, {} if table.changed("network_alpha") else alphas, None))
     return WarmStart(loaded.path, loaded, Inherited(ranks, alphas, frozenset(covered)))
 
 

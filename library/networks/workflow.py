@@ -22,7 +22,8 @@ def write_workflows(network: Path, description: Description) -> tuple[list[Path]
     written, refused = [], []
     for mode in description.modes:
         name = network.stem if len(description.modes) == 1 else f"{network.stem}_{mode}"
-        graph = graph_for(mode, network.name, description)
+        kind = "edit_region" if mode == "edit" and description.edits_regions else mode
+        graph = graph_for(kind, network.name, description)
         if graph is None:
             refused.append(
                 f"no ComfyUI workflow for edit_mask_value = {description.edit_mask_value:g}: its nodes can give an"

@@ -44,6 +44,7 @@ def describe_run(
         sample_guidance=defaults.sample_guidance_scale if guidance is None else guidance,
         resolution=size,
         t5xxl_max_token_length=run.cache.t5xxl_max_token_length or defaults.t5xxl_max_token_length,
+        network_module=network.module_name,
         network_dim=run.network.network_dim,
         network_args={name: value for name, _, value in (pair.partition("=") for pair in run.network.network_args)},
         trained_alphas=network.trained_alphas(),
@@ -61,6 +62,9 @@ def describe_run(
         tags=saving.metadata_tags,
         trigger_words=saving.trigger_words,
         comment=saving.training_comment,
+        edits_regions=any(subset.mode == "edit" and subset.mask_dir is not None for subset in subsets),
+        prompt=next(iter(run.sampling.validation_prompt), None),
+        sample_steps=run.sampling.sample_steps or defaults.sample_steps,
         extra=_kohya_fields(run, num_items),
     )
 

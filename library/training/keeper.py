@@ -11,6 +11,7 @@ import torch
 from library.config.tables import SavingTable
 from library.networks.file import save_network
 from library.networks.metadata import Description
+from library.networks.workflow import write_workflows
 from library.training import checkpoint, saving, state
 from library.training.loop import Trained
 from library.training.saving import Moment
@@ -69,14 +70,21 @@ class Keeper:
         return written
 
     def _file(self, stem: str) -> list[Path]:
-        return save_network(
-            self.folder / f"{stem}.safetensors",
+        path, description = self.folder / f"{stem}.safetensors", self.describe()
+        written = save_network(
+            path,
             self.trained.network.export(),
-            self.describe(),
+            description,
             format=self.table.save_format,
             dtype=self.dtype,
             minimal_metadata=self.table.no_metadata,
         )
+        if self.table.save_workflow:
+            workflows, refused = write_workflows(path, description)
+            written += workflows
+            for line in refused:
+                log.info(line)
+        return written
 
     def state(self, stem: str) -> Path:
         """Save the state."""

@@ -82,7 +82,11 @@ def outdated(table: SavingTable, folder: Path, name: str, moment: Moment) -> lis
 
 
 def _saved(folder: Path, name: str, is_state: bool) -> Iterator[tuple[Path, str, int]]:
-    ending = re.escape(STATE_SUFFIX) if is_state else r"(?:-ema|_diffusers|_text_encoder)*\.(?:safetensors|json)"
+    ending = (
+        re.escape(STATE_SUFFIX)
+        if is_state
+        else r"(?:-ema|_diffusers|_text_encoder|_(?:edit|mask|spatial)|_workflow|_api)*\.(?:safetensors|json)"
+    )
     pattern = re.compile(re.escape(name) + r"-(?:step(\d{8})|(\d{6}))" + ending)
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)

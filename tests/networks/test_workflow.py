@@ -125,5 +125,7 @@ def test_files_stand_beside_the_network(tmp_path) -> None:
     assert json.loads(written[0].read_text())["version"] == 0.4
     written, refused = write_workflows(network, described(modes=("mask", "spatial")))
     assert [path.name for path in written][::2] == ["net_mask_workflow.json", "net_spatial_workflow.json"]
+    write_workflows(network, described(edits_regions=True))
+    assert "SetLatentNoiseMask" in (tmp_path / "net_workflow_api.json").read_text()
     written, refused = write_workflows(network, described(edit_mask_value=0.5))
     assert not written and "0.5" in refused[0]
