@@ -53,7 +53,7 @@ def preview_item(preview: PlannedPreview) -> Item:
     if preview.image is None:
         blank = torch.zeros(3, geometry.height, geometry.width)
         return MODES[preview.mode].request(blank, torch.ones(1, geometry.height, geometry.width), preview.settings)
-    image = cut(read_rgb(read_bytes(preview.image), preview.max_pixels, WHITE), geometry, None)
+    image = cut(read_rgb(read_bytes(preview.image), preview.max_pixels, WHITE), geometry, None, preview.image.region)
     mask = None
     if preview.mask is not None:
         grey = cut(read_mask(read_bytes(preview.mask), preview.max_pixels), geometry, "bilinear")

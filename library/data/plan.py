@@ -39,6 +39,11 @@ class PlannedItem:
     sizes: tuple[tuple[Recipe, ...], ...]
 
     @property
+    def first(self) -> Recipe:
+        """Its first entry: every other one is made of the same pictures."""
+        return next(self.recipes)
+
+    @property
     def recipes(self) -> Iterator[Recipe]:
         """All its entries."""
         return (recipe for choices in self.sizes for recipe in choices)

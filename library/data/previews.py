@@ -5,15 +5,16 @@ No torch here; the pixels are made in previews' own function of library.data.pix
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from library.conditioning import MODES, ModeSettings
 from library.config.tables import DatasetTable
 from library.data.buckets import ALIGNMENT, Bucketing
-from library.data.geometry import Geometry, crop_box, same_aspect
+from library.data.geometry import WHOLE, Geometry, crop_box, same_aspect
 from library.data.images import BadImage
 from library.data.ledger import Known, Ledger
-from library.data.pairs import Picture
+from library.data.pairs import LEFT, Picture
 from library.data.prompts import PreviewRequest
 from library.data.recipe import FORMAT, ImageEncoding, digest
 from library.data.records import FileBlob
@@ -56,8 +57,12 @@ def plan_previews(
     encoding: ImageEncoding,
     ledger: Ledger,
     max_pixels: int,
+    first: Mapping[str, Picture] | None = None,
 ) -> tuple[PlannedPreview, ...]:
-    """Check every preview. Raises DataError listing all that cannot be made."""
+    """Check every preview. Raises DataError listing all that cannot be made.
+
+    first: the first item's source of each mode, which a preview without an image of its own starts from.
+    """
     report = Report()
     files = [path for request in requests for path in (request.image, request.mask) if path is not None]
     known = ledger.look([FileBlob(path, path.parent) for path in files], max_pixels)
@@ -66,6 +71,8 @@ def plan_previews(
         name = f"preview {number} ({request.prompt[:40]})"
         pictures = {role: _picture(path, known, name, report) for role, path in _paths(request).items()}
         mode, settings = _mode(request, datasets)
+        if request.from_data and first and mode in first and "mask" not in MODES[mode].needs:
+            pictures["image"] = first[mode]
         reason = _unfit(mode, request, pictures)
         if reason is not None:
             report.bad(name, reason)
@@ -102,7 +109,7 @@ def _unfit(mode: str, request: PreviewRequest, pictures: dict[str, Picture | Non
     if mode not in MODES:
         return f"--mode {mode} is unknown; there are {', '.join(MODES)}"
     needs_mask = "mask" in MODES[mode].needs
-    if request.image is None and not needs_mask:
+    if "image" not in pictures and not needs_mask:
         return f"mode {mode} needs a condition image: add --ci PATH"
     if request.image is None and request.mask is not None:
         return "--mask without --ci: add the image it belongs to"
@@ -125,7 +132,9 @@ def _planned(
 ) -> PlannedPreview:
     image = pictures.get("image")
     mask = pictures.get("mask") if "mask" in MODES[mode].takes else None
-    bucket = _size(request, image, bucketing)
+    bucket = _size(request, mode, image, bucketing)
+    if image is not None and image.region == WHOLE and MODES[mode].pictures_across == 2:
+        image = _left_of_joined(image, bucket)
     size = image.size if image is not None else bucket
     geometry = Geometry(*bucket, crop_box(size, bucket, (0.5, 0.5), unscaled=False))
     content = {
@@ -141,9 +150,20 @@ def _planned(
     return PlannedPreview(digest(content), request, mode, settings, geometry, image, mask, max_pixels)
 
 
-def _size(request: PreviewRequest, image: Picture | None, bucketing: Bucketing) -> tuple[int, int]:
-    """The picture's size: as asked, one side completed by the image's aspect; else as the data set would take it."""
+def _left_of_joined(image: Picture, bucket: tuple[int, int]) -> Picture:
+    """The source's half of a picture that has the shape of the whole canvas; any other picture as it is."""
+    is_joined = same_aspect(image.size, (2 * bucket[0], bucket[1])) and not same_aspect(image.size, bucket)
+    return Picture(image.blob, image.known, LEFT) if is_joined else image
+
+
+def _size(request: PreviewRequest, mode: str, image: Picture | None, bucketing: Bucketing) -> tuple[int, int]:
+    """The picture's size: as asked, one side completed by the image's aspect; else as the data set would take it.
+
+    A width that is asked for is that of the whole canvas, as InFluxEdit's validation_width is.
+    """
     width, height = request.width, request.height
+    if width is not None:
+        width = max(ALIGNMENT, width // MODES[mode].pictures_across)
     if width is None and height is None:
         return bucketing.size if image is None else bucketing.choose(*image.size)
     aspect = 1.0 if image is None else image.size[0] / image.size[1]

@@ -21,9 +21,10 @@ LONGEST_SIDE = 4096
 
 @dataclass(frozen=True)
 class PreviewRequest:
-    """One preview. None means the run's own value; sizes are those of the picture the user gets.
+    """One preview. None means the run's own value; sizes are those of what the model sees.
 
     copy: the how-many-eth of several with one prompt; its seed is that much higher.
+    from_data: without an image of its own it starts from the first item of the data, as validation_prompt does.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class PreviewRequest:
     mask: Path | None = None
     mode: str | None = None
     copy: int = 0
+    from_data: bool | None = None
 
 
 OPTIONS: dict[str, tuple[str, type]] = {
@@ -175,12 +177,10 @@ def _from_validation(table: SamplingTable) -> list[PreviewRequest]:
         if len(values) not in (0, 1, count):
             raise ConfigError(f"{name} has {len(values)} entries, but another list has {count}: give one, or {count}")
     spread = [list(values) * (count // len(values)) if values else [None] * count for values in lists.values()]
-    size = {
-        "width": table.validation_width if table.given("validation_width") else None,
-        "height": table.validation_height if table.given("validation_height") else None,
-    }
+    size = {"width": table.validation_width, "height": table.validation_height}
     single = [
-        PreviewRequest(prompt, image=image, mask=mask, **size) for prompt, image, mask in zip(*spread, strict=True)
+        PreviewRequest(prompt, image=image, mask=mask, from_data=None if image else True, **size)
+        for prompt, image, mask in zip(*spread, strict=True)
     ]
     return [replace(request, copy=copy) for request in single for copy in range(table.num_validation_images)]
 

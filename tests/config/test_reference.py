@@ -42,7 +42,7 @@ def test_a_default_that_differs_from_the_seed_is_told() -> None:
         for option in SEED_OPTIONS
         if option not in REWRITES and seed_default(home_of(option)) is not None
     }  # fmt: skip
-    assert differing == {"max_sequence_length", "cache_latents", "size"}
+    assert differing == {"max_sequence_length", "cache_latents", "size", "validation_width", "validation_height"}
 
 
 def accepts(rule: dict[str, Any], value: object, root: dict[str, Any]) -> bool:

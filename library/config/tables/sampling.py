@@ -43,15 +43,15 @@ class SamplingTable(Table):
     validation_prompt: Strings = key((), rerun=True)
     """Prompts for previews, separated by `;`."""
     validation_image: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
-    """Condition images of the previews, one for each prompt or one for all."""
+    """Condition images of the previews, one for each prompt or one for all; the data's first if not set."""
     validation_mask: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
     """Masks of the previews; not used in edit mode nor with use_split_mask."""
     num_validation_images: int = key(1, ge=1, only_with="validation_prompt", rerun=True)
     """Previews per prompt, with different seeds."""
-    validation_width: int = key(1024, ge=16, only_with="validation_prompt", rerun=True)
-    """Width of the previews of validation_prompt."""
-    validation_height: int = key(1024, ge=16, only_with="validation_prompt", rerun=True)
-    """Height of the previews of validation_prompt."""
+    validation_width: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    """Width of the previews of validation_prompt (of both halves in spatial mode); the data's size if not set."""
+    validation_height: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    """Height of the previews of validation_prompt; the data's size if not set."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """One condition image and mask for all prompts, or one for each."""
