@@ -123,7 +123,10 @@ class Painter:
             ).cpu()  # fmt: skip
         except NonFiniteError as error:
             log.warning("held-out items are not scored: %s", error)
-            return None
+        except torch.OutOfMemoryError:
+            log.warning("held-out items are not scored: the device ran out of memory")
+        release(self.transformer.device)
+        return None
 
     def _scored(self, vae, batch: Batch, latents: Tensor, row: int, step: int) -> dict[str, float]:
         """Write one picture (and, once, its source and target), and score it."""

@@ -173,6 +173,8 @@ def test_a_base_split_over_processes_trains_alike(cached, tmp_path, monkeypatch,
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert train_on(2, cached, tmp_path / "split", **options) == [0, 0]
     networks_agree(tmp_path / "split", tmp_path / "whole", 1e-6)
+    if not checkpointing:  # what cannot be split is refused, so the base above was split
+        assert train_on(2, cached, tmp_path / "quantised", base_precision="int8", **options) == [2, 2]
 
 
 def test_each_process_keeps_its_share_of_a_split_weight():
