@@ -185,7 +185,7 @@ def rewrite(scope: Scope, problems: Problems) -> Scope:
             before = plain.get(new.name)
             if before is None or _gives_way(before, new, REWRITES[name]):
                 plain[new.name] = new
-            elif before.value != new.value and not _wins(before, new, REWRITES[name]):
+            elif before.value != new.value and not _wins(before, new):
                 problems.add(
                     new.where,
                     f"{name} = {show(one.value)} means {new.name} = {show(new.value)}, "
@@ -199,5 +199,5 @@ def _gives_way(before: Given, new: Given, how: Rewrite) -> bool:
     return replaceable or (not how.replaces and new.from_command_line and not before.from_command_line)
 
 
-def _wins(before: Given, new: Given, how: Rewrite) -> bool:
+def _wins(before: Given, new: Given) -> bool:
     return before.from_command_line and not new.from_command_line

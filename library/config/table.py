@@ -154,12 +154,11 @@ class Table(BaseModel):
         """What works but deserves a loud warning."""
         yield from ()
 
-    def given(self, name: str) -> bool:
-        """Whether the user set this key (in TOML or on the command line), even to its default."""
-        return name in self.model_fields_set
-
     def changed(self, name: str) -> bool:
-        """Whether this key has another value than its default."""
+        """Whether this key has another value than its default.
+
+        Rules ask this, not whether a key was written: a resolved configuration states every key, and loads again.
+        """
         return getattr(self, name) != type(self).model_fields[name].get_default()
 
 
