@@ -8,6 +8,7 @@ from library.config.run import Run
 from library.config.tables import OptimizerTable, TrainingTable
 from library.data.cached import CachedDataset
 from library.errors import ConfigError
+from library.memory.optimizer_state import keep_state_in_ram
 from library.models.flux import FluxTransformer
 from library.networks import build as build_network
 from library.networks.network import Network
@@ -31,7 +32,7 @@ def precision(table: TrainingTable, device: torch.device) -> str:
     """mixed_precision, chosen by the device if not set."""
     if table.mixed_precision is not None:
         return table.mixed_precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def rate_scale(run: Run, world: World) -> float:
@@ -61,6 +62,9 @@ def make_trained(
     processes.same_parameters(network.named_trained(), world)
     groups = rates.parameter_groups(run.optimizer, network.parameters_by_group(), rate_scale(run, world))
     optimizer = OptimizerSet(choice, groups)
+    if run.memory.optimizer_offload:
+        for single in optimizer.optimizers:
+            keep_state_in_ram(single, run.memory.pin_memory)
     optimizer.training(True)
     ema = None
     if run.training.use_ema:

@@ -12,6 +12,7 @@ from library.config.run import Run
 from library.errors import OutOfMemory, Stopped
 from library.memory.device import choose_device
 from library.models import setup
+from library.models.probe import probe_step
 from library.training import assemble, hub, processes, rates, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
@@ -83,6 +84,7 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     """Run to the last step; returns False if it ended early on purpose. Raises Stopped, NonFiniteError, OutOfMemory."""
     if conduct is not None:
         conduct.begin()
+    _probe(site, trainer, conduct)
     steps = trainer.steps()
     while True:
         try:
@@ -99,6 +101,24 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
             raise _stopped(site, conduct, code)
         if early:
             return False
+
+
+def _probe(site: Site, trainer: Trainer, conduct: Conduct | None) -> None:
+    """Run the largest batch once, on zeros, so that a card that is too small shows before the first step."""
+    if not site.run.memory.memory_probe or site.device.type != "cuda":
+        return
+    members = site.dataset.listing.members
+    sizes = [(size, member.batch_size) for member in members for size in member.group[1]]
+    trainer.bucket, batch = max(sizes, key=lambda size: size[0][0] * size[0][1] * size[1])
+    length = site.run.cache.t5xxl_max_token_length or site.base.defaults.t5xxl_max_token_length
+    try:
+        peak = probe_step(trainer.predict.transformer, *trainer.bucket, batch, length)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(site, trainer, conduct, error) from error
+    width, height = trainer.bucket
+    log.info("the largest batch (%d x %d x %d pixels) fits: %.1f GB reserved", batch, width, height, peak)
 
 
 def _agree(site: Site, early: bool) -> tuple[int, bool]:
