@@ -153,7 +153,7 @@ def test_dataloader_num_workers(run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert outcomes[0].network == outcomes[1].network
 
 
-def test_validation_prompt_and_steps(run: Run) -> None:
+def test_validation_prompt_and_validation_steps(run: Run) -> None:
     every = [run(f"--validation_steps={steps}", PREVIEWS).pictures for steps in (1, 2)]
     assert len(every[0]) > len(every[1]) > 0
     assert run("", "--sample_steps=1").pictures == []
@@ -173,7 +173,7 @@ def test_validation_mask(run: Run) -> None:
     assert one.read_bytes() != other.read_bytes()
 
 
-def test_validation_width_and_height(run: Run) -> None:
+def test_validation_width_and_validation_height(run: Run) -> None:
     words = re.sub(r"--validation_(width|height)=64", "", PREVIEWS)
     for width, height in ((96, 64), (64, 96)):
         size = f"--validation_width={width} --validation_height={height} --validation_image={{source}}/0.png"
@@ -183,6 +183,44 @@ def test_validation_width_and_height(run: Run) -> None:
 
 def test_num_validation_images(run: Run) -> None:
     assert [len(run(f"--num_validation_images={count}", PREVIEWS).pictures) for count in (1, 2)] == [1, 2]
+
+
+CLASS = "--with_prior_preservation --class_prompt=circle --sample_steps=1 --max_train_steps=1"
+
+
+def test_num_class_images(run: Run, tmp_path: Path) -> None:
+    for count in (1, 2):
+        folder = tmp_path / f"class{count}"
+        folder.mkdir()
+        assert run(f"--num_class_images={count}", f"{CLASS} --class_data_dir={folder}").cached == 0
+        assert len(list(folder.glob("*.png"))) == count
+
+
+def test_sample_batch_size(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same pictures, painted so many at once."""
+    from library.caching import class_images
+
+    sizes: list[int] = []
+    original = class_images.initial_noise
+    monkeypatch.setattr(
+        class_images, "initial_noise", lambda seeds, *rest: (sizes.append(len(seeds)), original(seeds, *rest))[1]
+    )
+    for size in (1, 3):
+        folder = tmp_path / f"class{size}"
+        folder.mkdir()
+        run(f"--sample_batch_size={size}", f"{CLASS} --num_class_images=3 --class_data_dir={folder}", train=False)
+    assert sizes == [1, 1, 1, 3]
+
+
+def test_prior_generation_precision(run: Run, tmp_path: Path) -> None:
+    pictures = []
+    for precision in ("fp32", "bf16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        words = f"{CLASS} --num_class_images=1 --class_data_dir={folder}"
+        assert run(f"--prior_generation_precision={precision}", words, train=False).cached == 0
+        pictures += [path.read_bytes() for path in folder.glob("*.png")]
+    assert len(pictures) == 2 and pictures[0] != pictures[1]
 
 
 def hub_folder(folder: Path, **revisions: Path) -> Path:

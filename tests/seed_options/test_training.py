@@ -64,6 +64,8 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
                           "--class_data_dir={class} --class_prompt=circle --num_class_images=5"),
     "with_prior_preservation": ("--with_prior_preservation", "--with_prior_preservation=false",
                                 "--class_data_dir={class} --class_prompt=circle --num_class_images=5"),
+    "class_data_dir": ("--class_data_dir={class}", "--class_data_dir={source_b}", "--with_prior_preservation "
+                       "--class_prompt=circle --num_class_images=5"),
     "class_prompt": ("--class_prompt=circle", "--class_prompt=square", "--with_prior_preservation "
                      "--class_data_dir={class} --num_class_images=5 --max_train_steps=4"),
 }  # fmt: skip

@@ -31,10 +31,10 @@ class SamplingTable(Table):
     """Make previews before the first step."""
     sample_at_end: bool = key(True, reads="train", rerun=True)
     """Make previews after the last step."""
-    sample_guidance_scale: float | None = key(None, ge=0, reads="train infer", rerun=True)
+    sample_guidance_scale: float | None = key(None, ge=0, reads="cache train infer", rerun=True)
     """Guidance of previews, inference and workflows. 30 unless the base's influx.json says otherwise; inference
     takes the LoRA's first."""
-    sample_steps: int | None = key(None, ge=1, reads="train infer", rerun=True)
+    sample_steps: int | None = key(None, ge=1, reads="cache train infer", rerun=True)
     """Denoising steps. 50 unless the base's influx.json says otherwise."""
     sample_seed: int | None = key(
         None, ge=0, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
