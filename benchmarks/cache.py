@@ -144,7 +144,9 @@ class PerSample:
         pass
 
     def read(self, number: int) -> torch.Tensor:
-        return load_file(self.folder / f"{number}.safetensors")["latents"].clone()
+        return {name: part.clone() for name, part in load_file(self.folder / f"{number}.safetensors").items()}[
+            "latents"
+        ]
 
 
 def cpu(work) -> float:

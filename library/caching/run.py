@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,7 +24,9 @@ from library.data.plan import Plan, bucketings, make_plan
 from library.data.previews import plan_previews
 from library.data.prompts import preview_requests
 from library.data.recipe import TextEncoding
+from library.data.report import Report
 from library.data.scope import encodings, scope_of
+from library.data.sources import list_images
 from library.data.store import Store, entry_facts
 from library.errors import ConfigError, ModelError
 from library.files import atomic_write, disk_error
@@ -48,6 +51,10 @@ def run(run: Run) -> int:
         images, texts = encodings(run, base, scope)
         session = Session(run, base, scope, store, images, texts, workers_of(run))
         if run.command.dry_run:
+            lacking = lacking_class_images(run)
+            if lacking:
+                log.info("%d class images would be generated in %s", len(lacking), run.cache.class_data_dir)
+                session = replace(session, run=without_class_images(run))
             plan = plan_of(session)
             _say(session, plan, needs_of(plan, session.images, session.texts, store, _widths(session)))
             for line in caching_lines(run.datasets, run.cache, bool(run.cache.t5xxl_layer_by_layer)):
@@ -55,6 +62,12 @@ def run(run: Run) -> int:
             return 0
         if upkeep.is_asked(run.command):
             return upkeep.upkeep(session, plan_of(session, rehash=run.command.verify))
+        lacking = lacking_class_images(run)
+        if lacking:
+            _bring_up_to_date(replace(session, run=without_class_images(run)), team, promise=False)
+            if team.leads:
+                _make_class_images(session, lacking)
+            team.meet()
         _bring_up_to_date(session, team)
         if run.command.preview is not None and team.leads:
             preview.write(session, plan_of(session), run.command.preview, run.command.preview_items)
@@ -113,7 +126,36 @@ def plan_of(session: Session, *, rehash: bool = False) -> Plan:
             ledger.save()
 
 
-def _bring_up_to_date(session: Session, team: Team) -> None:
+def lacking_class_images(run: Run) -> list[int]:
+    """Numbers of the class images that prior preservation still needs."""
+    cache = run.cache
+    if not cache.with_prior_preservation or cache.class_data_dir is None:
+        return []
+    there = list_images(cache.class_data_dir, False, Report()) if cache.class_data_dir.is_dir() else {}
+    taken = {stem for stem in there if stem.startswith("class_")}
+    free = (number for number in count() if f"class_{number:05}" not in taken)
+    return list(islice(free, max(0, cache.num_class_images - len(there))))
+
+
+def without_class_images(run: Run) -> Run:
+    """The same run but for the subset of class images, of which there are none yet."""
+    folder = run.cache.class_data_dir
+    datasets = tuple(
+        dataset.model_copy(
+            update={"subsets": tuple(one for one in dataset.subsets if not (one.is_reg and one.image_dir == folder))}
+        )
+        for dataset in run.datasets
+    )
+    return run.model_copy(update={"datasets": datasets})
+
+
+def _make_class_images(session: Session, numbers: list[int]) -> None:
+    from library.caching.class_images import generate
+
+    generate(session, numbers, Ledger(session.scope.folder / "files.json"))
+
+
+def _bring_up_to_date(session: Session, team: Team, *, promise: bool = True) -> None:
     run, store = session.run, session.store
     plan = plan_of(session) if team.leads else None
     team.meet()
@@ -133,7 +175,7 @@ def _bring_up_to_date(session: Session, team: Team) -> None:
         encode_images(session, team.share(needs.recipes))
         encode_previews(session, team.share(needs.previews))
     team.meet()
-    if team.leads:
+    if team.leads and promise:
         _promise(session, plan, needs)
     team.meet()
 

@@ -67,7 +67,7 @@ def _missing_paths(run: Run, prefix: str, table: Table) -> Iterator[Problem]:
             continue
         value = getattr(table, name)
         for path in value if isinstance(value, tuple) else (value,):
-            if path is not None and not os.path.exists(path):
+            if path is not None and path != run.cache.class_data_dir and not os.path.exists(path):
                 yield [prefix + name], f"{name} = {path}: there is no such file or folder.{_near(Path(path))}"
 
 

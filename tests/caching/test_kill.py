@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -74,22 +75,31 @@ def test_a_killed_run_loses_no_more_than_a_shard(trials, server, configured, tmp
     assert open_cache(run.model_copy(update={"cache": run.cache.model_copy(update={"dataset_cache_dir": cache})}))
 
 
-def test_two_runs_on_one_folder_wait_for_each_other(configured, tmp_path) -> None:
-    """Two data sets, two processes, one cache, at the same time."""
+def start(config: Path) -> subprocess.Popen:
+    command = [sys.executable, "influx_cache.py", "--config_file", str(config)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_second_run_waits_for_the_first_and_says_for_whom(configured, tmp_path) -> None:
+    write_pairs(tmp_path / "data", 4)
+    run = configured(EDIT)
+    with Store(tmp_path / "cache").locked(print):
+        process = start(tmp_path / "run.toml")
+        said = next(line for line in process.stdout if "waiting" in line)
+        assert f"process {os.getpid()} on" in said and process.poll() is None
+    rest = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, rest
+    assert len(open_cache(run).items) == 4
+
+
+def test_two_data_sets_at_once_share_a_folder(configured, tmp_path) -> None:
     write_pairs(tmp_path / "data", 8)
     mask = 'image_dir = "data/train_A"\nmask_dir = "data/masks"\ninstance_prompt = "red"\nmode = "mask"'
     runs = []
     for name, subset in (("edit", EDIT), ("mask", mask)):
         runs.append(configured(subset))
         (tmp_path / "run.toml").rename(tmp_path / f"{name}.toml")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "influx_cache.py", "--config_file", str(tmp_path / f"{name}.toml")],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for name in ("edit", "mask")
-    ]  # fmt: skip
+    processes = [start(tmp_path / f"{name}.toml") for name in ("edit", "mask")]
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
-    assert any("waiting: process" in text for text in said), said
     assert [len(open_cache(run).items) for run in runs] == [8, 8]
