@@ -1,6 +1,8 @@
 """The declarations themselves: names, help, conditions and commands hold together."""
 
+import ast
 import itertools
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from library.config.rewrites import REWRITES, SPELLINGS
 from library.config.table import COMMANDS
 from library.config.values import choices
 
+LIBRARY = Path(catalogue.__file__).parents[1]
 KEYS = catalogue.declared()
 
 
@@ -59,3 +62,22 @@ def test_secrets_do_not_show_in_a_table() -> None:
 def test_every_section_is_a_table_name() -> None:
     for name, table in catalogue.ALL_TABLES.items():
         assert table.section == name
+
+
+def words_of_the_program() -> set[str]:
+    """Every attribute and every text in the library's code, but for the declarations themselves."""
+    found = set()
+    for path in LIBRARY.rglob("*.py"):
+        if path.parent.name != "tables" and path.name != "seed_options.py":
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute):
+                    found.add(node.attr)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(node.value.removeprefix("--"))
+    return found
+
+
+def test_no_key_is_dead() -> None:
+    """A key that nothing reads would be accepted and ignored. `cache_latents` is read by its own refusal of false."""
+    read = words_of_the_program() | {"cache_latents"}
+    assert [name for name, key in KEYS.items() if name not in read and not key.info.not_yet] == []
