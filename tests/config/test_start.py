@@ -2,13 +2,14 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from library.config import Run
 from library.errors import ConfigError, DataError, NonFiniteError, OutOfMemory, Stopped, UserError
@@ -63,14 +64,32 @@ def test_debug_shows_the_traceback() -> None:
     assert "Traceback" in done.stderr and "ConfigError" in done.stderr
 
 
-def test_help_is_there_at_once() -> None:
-    """The bar is a second; the best of three keeps a busy machine from deciding."""
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "influx_train.py"), "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - begin)
-    assert min(times) < 1.0, times
+def test_help_costs_less_than_a_second_of_work() -> None:
+    """Processor time, which a busy machine does not change; what help takes on the clock is in benchmarks/."""
+    before = os.times()
+    subprocess.run([sys.executable, str(ROOT / "influx_train.py"), "--help"], capture_output=True, check=True)
+    after = os.times()
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    assert spent < 1.0, spent
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_dry_run_never_imports_torch(script: str, tmp_path: Path) -> None:
+    for name, colour in (("source", "red"), ("target", "blue")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name / "a.png")
+    words = [
+        "--dry_run", f"--pretrained_model_name_or_path={ROOT / 'nano'}", f"--image_dir={tmp_path / 'source'}",
+        f"--target_dir={tmp_path / 'target'}", "--mode=edit", "--instance_prompt=fill", "--resolution=64",
+        "--max_train_steps=2", f"--output_dir={tmp_path / 'out'}", f"--image={tmp_path / 'source/a.png'}",
+        "--prompt=fill", "--lora=none",
+    ]  # fmt: skip
+    words = [word for word in words if script == "influx_infer.py" or not word.startswith(("--prompt", "--lora"))]
+    done = python(in_script(script, *words))
+    heavy = re.findall(r"HEAVY \[.*\]", done.stdout)
+    assert heavy and "torch" not in heavy[-1], (done.stdout, done.stderr)
+    assert done.returncode in ((0, 2) if script == "influx_train.py" else (0,)), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_shows_only_what_the_command_reads() -> None:
