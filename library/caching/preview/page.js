@@ -96,14 +96,15 @@ function facts(item) {
 
 function caption([text, lost]) {
   const line = document.createElement("span");
-  const cut = lost && text.lastIndexOf(lost.trim().split(/\s+/)[0]);
-  line.append(lost && cut > 0 ? text.slice(0, cut) : lost ? text + " " : text || "(empty caption)");
-  if (lost) {
-    const unread = document.createElement("s");
-    unread.title = "T5 does not see this";
-    unread.textContent = cut > 0 ? text.slice(cut) : lost;
-    line.append(unread);
+  if (!lost) {
+    line.textContent = text || "(empty caption)";
+    return line;
   }
+  const unread = document.createElement("s");
+  unread.title = "T5 does not see this";
+  unread.textContent = lost.trim();
+  const atItsEnd = text.endsWith(unread.textContent);
+  line.append(atItsEnd ? text.slice(0, -unread.textContent.length) : text + " ", unread);
   return line;
 }
 
