@@ -46,6 +46,8 @@ def run(run: Run) -> int:
     scope = scope_of(run, base)
     _probe(scope.folder)
     team = Team.join()
+    if not team.leads and (run.command.dry_run or upkeep.is_asked(run.command)):
+        return 0
     store = Store(scope.folder)
     with store.locked(log.info) if team.leads else team.waiting():
         images, texts = encodings(run, base, scope)

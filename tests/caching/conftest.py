@@ -69,7 +69,7 @@ def configured(tmp_path: Path, base: Path):
         dataset_cache_dir = "cache"
         {rest}
         [[datasets]]
-        resolution = {SIDE}
+        {"" if "resolutions" in dataset else f"resolution = {SIDE}"}
         bucket_reso_steps = 16
         {dataset}
         """ + "".join(f"[[datasets.subsets]]\n{one}\n" for one in subset.split("---"))
