@@ -93,6 +93,8 @@ def _set_up_output() -> None:
 
 def _set_up_process(run: Run) -> None:
     """What has to be in the environment before torch is imported."""
+    if run.saving.hub_token:
+        os.environ.setdefault("HF_TOKEN", run.saving.hub_token)
     rank = run.training.local_rank
     if rank >= 0:
         os.environ.setdefault("LOCAL_RANK", str(rank))

@@ -191,6 +191,16 @@ def test_local_rank_fills_the_environment_and_gives_way_to_the_launcher(
     monkeypatch.delenv("LOCAL_RANK")
 
 
+def test_a_hub_token_is_there_for_downloads_too(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--pretrained_model_name_or_path", "a/b", "--image", str(images), "--hub_token", "hf_x"]
+    for before, after in ((None, "hf_x"), ("hf_own", "hf_own")):
+        monkeypatch.setenv("HF_TOKEN", before or "")
+        if before is None:
+            monkeypatch.delenv("HF_TOKEN")
+        assert run_command("infer", lambda run: 0, words) == 0
+        assert os.environ["HF_TOKEN"] == after
+
+
 def test_keys_that_cannot_act_are_warned_about(images: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["--pretrained_model_name_or_path", "a/b", "--image_dir", str(images), "--mode=spatial", "--logit_mean=1"]
     assert run_command("train", lambda run: 0, words) == 0

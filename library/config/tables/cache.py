@@ -43,7 +43,7 @@ class CacheTable(Table):
     """Send all captions through one layer of T5 at a time, so that its weights cross to the GPU once. Chosen by the
     card's memory if not set."""
     cache_workers: int | None = key(None, ge=0)
-    """Processes that decode and resize images; one less than the CPU cores, at most 8, if not set."""
+    """Threads that decode and resize images; one less than the CPU cores, at most 8, if not set."""
     skip_bad: bool = key(False, aliases=("skip_bad_images",), reads="cache train")
     """Go on without images, masks and captions that cannot be used, instead of stopping with a list of them."""
     max_image_pixels: int = key(64_000_000, ge=1)

@@ -21,13 +21,15 @@ class MemoryTable(Table):
 
     base_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"] | None = key(None)
     """Precision of the frozen base. As mixed_precision if not set."""
-    int8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=int8")
+    int8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=int8 or vram_budget_gb")
     """int8: quantise activations too and multiply in int8. Faster on some cards, less exact."""
-    keep_precision_patterns: Strings = key((), reads="train infer", only_with="base_precision=fp8|int8|nf4")
+    keep_precision_patterns: Strings = key(
+        (), reads="train infer", only_with="base_precision=fp8|int8|nf4 or vram_budget_gb"
+    )
     """Regular expressions: modules that stay unquantised, beside the norms, embedders and final layer."""
     blocks_to_swap: Annotated[int, Field(ge=0)] | Literal["all"] = key(0, rerun=True)
     """Blocks streamed from RAM ahead of use: a number, or all."""
-    swap_ring_size: int = key(2, ge=2, rerun=True, only_with="blocks_to_swap")
+    swap_ring_size: int = key(2, ge=2, rerun=True, only_with="blocks_to_swap or vram_budget_gb")
     """Blocks held on the card at once while streaming."""
     pin_memory: bool = key(True, rerun=True)
     """Keep streamed blocks in page-locked RAM."""
@@ -38,10 +40,12 @@ class MemoryTable(Table):
         aliases=("gradient_checkpointing_cpu_offload",),
         reads="train",
         rerun=True,
-        only_with="gradient_checkpointing",
+        only_with="gradient_checkpointing or vram_budget_gb",
     )
     """Keep the inputs of checkpointed blocks in RAM."""
-    save_attention_outputs: bool = key(False, reads="train", rerun=True, only_with="gradient_checkpointing")
+    save_attention_outputs: bool = key(
+        False, reads="train", rerun=True, only_with="gradient_checkpointing or vram_budget_gb"
+    )
     """Keep attention outputs while checkpointing: more memory, fewer FLOPs."""
     modulation_on_cpu: bool = key(False, reads="train infer", rerun=True)
     """Hold the modulation weights (27% of the model) in RAM and compute them on the CPU."""

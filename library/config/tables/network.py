@@ -25,7 +25,7 @@ class NetworkTable(Table):
     (with algo=... in network_args) mean the same."""
     network_dim: int = key(4, aliases=("rank",), ge=1)
     """Rank."""
-    network_alpha: float | None = key(None, gt=0, kohya="1", seed="the rank")
+    network_alpha: float | None = key(None, gt=0, kohya="1")
     """Scale of the network is alpha / rank; the rank if not set."""
     network_args: Arguments = key(())
     """Further arguments as "name=value", as kohya's scripts take them: conv_dim, conv_alpha, rank_dropout,
@@ -53,9 +53,9 @@ class NetworkTable(Table):
     network_reg_lrs: Arguments = key(())
     """Learning rate per module, as "regex=rate"; the first match counts."""
     conv_dim: int | None = key(None, ge=1)
-    """Rank for convolutions. The transformer has none; setting it is an error unless a target is a convolution."""
+    """Rank for convolutions. Refused: FLUX's transformer has none."""
     conv_alpha: float | None = key(None, gt=0)
-    """Alpha for convolutions."""
+    """Alpha for convolutions. Refused: FLUX's transformer has none."""
     network_dropout: float | None = key(None, ge=0, lt=1)
     """Share of the down-projected values that is dropped in each step."""
     rank_dropout: float | None = key(None, ge=0, lt=1)

@@ -110,7 +110,9 @@ class OptimizerTable(Table):
     """cosine_with_restarts: number of cycles."""
     lr_scheduler_power: float = key(1.0, gt=0, aliases=("lr_power",), rerun=True, only_with="lr_scheduler=polynomial")
     """polynomial: power."""
-    lr_scheduler_min_lr_ratio: float | None = key(None, ge=0, le=1, rerun=True)
+    lr_scheduler_min_lr_ratio: float | None = key(
+        None, ge=0, le=1, rerun=True, only_with="lr_scheduler=cosine_with_min_lr|warmup_stable_decay|rex"
+    )
     """Lowest rate as a share of the highest."""
     lr_scheduler_timescale: int | None = key(None, ge=1, rerun=True, only_with="lr_scheduler=inverse_sqrt")
     """inverse_sqrt: time scale in steps; the warm-up's length, or 10000 without one, if not set."""

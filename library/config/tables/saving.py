@@ -71,7 +71,8 @@ class SavingTable(Table):
     hub_model_id: str | None = key(None, rerun=True, only_with="push_to_hub")
     """Repository on the hub; the output folder's name under the token's account if not set."""
     hub_token: str | None = key(None, secret=True, reads="cache train infer", rerun=True)
-    """Token of the hub; better given as the environment variable HF_TOKEN. Never stored or printed."""
+    """Token of the hub, for downloads and uploads; better given as the environment variable HF_TOKEN. Never stored or
+    printed."""
     hub_private: bool = key(True, rerun=True, only_with="push_to_hub")
     """Make a new repository private."""
 
