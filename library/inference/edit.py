@@ -27,6 +27,7 @@ from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
 from library.models.vae import Parts, Vae
+from library.networks.clip import merge_text
 from library.networks.loading import apply_networks, load_network
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import (
@@ -96,6 +97,7 @@ def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts)
 def _encode_prompts(plan: Plan, table: CacheTable, base: Base, device: torch.device) -> dict[str, TextEmbeddings]:
     """Every distinct prompt's embeddings (a batch of one each), on the CPU."""
     encoders = base.load_text_encoders(device, torch.float32 if table.t5xxl_precision == "fp32" else torch.bfloat16)
+    merge_text(encoders.clip, [(load_network(use.path), use.strength) for use in plan.networks])
     found = {}
     for prompt in dict.fromkeys(request.picture.prompt for request in plan.requests):
         encoded = encoders.encode([prompt], plan.token_length)

@@ -181,6 +181,16 @@ class Base:
             tokenizers.append(text.load_tokenizer(folder, part.kind, rows))
         return text.TextEncoders(*loaded, *tokenizers, torch.device(device), layerwise)
 
+    def load_clip(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> torch.nn.Module:
+        """CLIP-L alone, for training a network on it from cached token ids."""
+        import torch
+
+        from library.models import text
+
+        part = TEXT_PARTS[0]
+        reader, config = _component(self._path(part.key, part.folder), "model", self.table.variant, part.key)
+        return text.load_clip(reader, config, device, dtype or torch.float32)
+
     def _path(self, key: str, folder: str) -> Path:
         """A part's own path, or its folder in the base."""
         given = getattr(self.table, key)

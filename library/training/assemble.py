@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from library.config.run import Run
 from library.config.tables import OptimizerTable, TrainingTable
@@ -11,6 +12,7 @@ from library.errors import ConfigError
 from library.memory.optimizer_state import keep_state_in_ram
 from library.models.flux import FluxTransformer
 from library.networks import build as build_network
+from library.networks.clip import Together, build_clip
 from library.networks.network import Network
 from library.training import checkpoint, processes, rates, schedules
 from library.training.data import TrainingData
@@ -49,13 +51,16 @@ def make_trained(
     run: Run,
     choice: OptimizerChoice,
     transformer: FluxTransformer,
+    clip: nn.Module | None,
     world: World,
     mixed: str,
     seed: int,
     saved: RunState | None,
 ) -> Trained:
-    """Network, optimizer and all else that training changes, as new or as saved."""
-    network = build_network(run.network, transformer, seed)
+    """Network, optimizer and all else that training changes, as new or as saved. `clip`: where it is trained too."""
+    network: Network | Together = build_network(run.network, transformer, seed)
+    if clip is not None:
+        network = Together(network, build_clip(run.network, clip, seed))
     network.attach()
     if run.optimizer.full_bf16:
         _halve(network)
@@ -75,7 +80,7 @@ def make_trained(
     return trained
 
 
-def _halve(network: Network) -> None:
+def _halve(network: Network | Together) -> None:
     for parameter in network.trained():
         parameter.data = parameter.data.bfloat16()
 

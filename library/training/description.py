@@ -5,6 +5,7 @@ import torch
 from library.config.resolved import metadata_toml
 from library.config.run import Run
 from library.models.base import Base
+from library.networks.clip import Together
 from library.networks.file import DTYPES
 from library.networks.metadata import Description, now
 from library.networks.network import Network
@@ -23,7 +24,7 @@ def file_dtype(run: Run, mixed_precision: str) -> torch.dtype:
 def describe_run(
     run: Run,
     base: Base,
-    network: Network,
+    network: Network | Together,
     progress: Progress,
     seed: int,
     num_items: int,

@@ -52,6 +52,7 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
             transformer,
             run.validation.validation_generate,
             idle=site.sharded,
+            pooled=trainer.predict.pooled if run.network.train_text_encoder else None,
         ),
         held_out,
     )

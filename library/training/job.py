@@ -53,7 +53,8 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     run, saved = site.run, site.start.saved()
     transformer = setup.load(site.base.transformer_file, site.device, assemble.DTYPES[site.mixed], run.memory)
     setup.set_up_training(transformer, run.memory)
-    trained = assemble.make_trained(run, choice, transformer, site.world, site.mixed, site.start.seed, saved)
+    clip = site.base.load_clip(site.device, assemble.DTYPES[site.mixed]) if run.network.train_text_encoder else None
+    trained = assemble.make_trained(run, choice, transformer, clip, site.world, site.mixed, site.start.seed, saved)
     if site.sharded:
         from library.training.sharding import shard_blocks
 
@@ -64,7 +65,7 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
     objective = Objective(run.training, site.start.seed)
     trainer = Trainer(
-        trained, data, Predictor(transformer), objective, schedule, run.training, run.optimizer, site.world,
+        trained, data, Predictor(transformer, clip), objective, schedule, run.training, run.optimizer, site.world,
         site.device, run.network.scale_weight_norms,
     )  # fmt: skip
     conduct = equip(site, trainer, transformer) if site.output is not None else None

@@ -1,5 +1,6 @@
 """What a run says while it trains: the progress bar, metrics.jsonl and the trackers. Only the main process speaks."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -42,12 +43,19 @@ class Logbook:
         values |= {f"lr/d*lr/{name}": rate for name, rate in trained.optimizer.effective_rates().items()}
         if torch.cuda.is_available():
             values["vram_gb"] = round(torch.cuda.max_memory_reserved() / 2**30, 3)
-        self.bar.update()
         shown = trained.optimizer.effective_rates() or trained.optimizer.rates()
         rate = next(iter(shown.values()), 0.0)
-        self.bar.set_postfix_str(f"loss {values.get('loss_average', float('nan')):.4f}, lr {rate:.2e}", refresh=False)
+        self._show(f"loss {values.get('loss_average', float('nan')):.4f}, lr {rate:.2e}")
         if progress.step % self.every == 0:
             self.numbers(progress.step, values)
+
+    def _show(self, text: str) -> None:
+        """Move the bar. A terminal that is gone (`| head`, a closed window) does not end a run."""
+        try:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        except OSError:
+            self.bar.disable = True
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         """Any numbers of a step, to the file and the trackers."""
@@ -70,7 +78,8 @@ class Logbook:
 
     def close(self) -> None:
         """Finish every display."""
-        self.bar.close()
+        with contextlib.suppress(OSError):
+            self.bar.close()
         self.metrics.close()
         for tracker in self.trackers:
             tracker.close()

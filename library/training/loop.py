@@ -11,6 +11,7 @@ from torch import nn
 from library.config.tables import OptimizerTable, TrainingTable
 from library.errors import NonFiniteError
 from library.flow.draws import generator, key_seed
+from library.networks.clip import Together
 from library.networks.network import Network
 from library.training import processes
 from library.training.data import Micro, TrainingData, Window
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 class Trained:
     """Everything that changes while training: the whole of it is saved, and nothing else is."""
 
-    network: Network
+    network: Network | Together
     optimizer: OptimizerSet
     progress: Progress
     scale: LossScale

@@ -1,11 +1,13 @@
 """Numbers of a run: metrics.jsonl, one line per logged step, which every other display of the run is made from."""
 
 import json
+import logging
 from collections import deque
 from pathlib import Path
 
 from library.files import atomic_write
 
+log = logging.getLogger(__name__)
 FILE = "metrics.jsonl"
 AVERAGE_OVER = 100  # steps in the running average of the loss
 
@@ -29,8 +31,12 @@ class Metrics:
 
     def write(self, step: int, values: dict[str, object]) -> None:
         """Append one line. It is flushed, so that a kill loses nothing that was shown."""
-        self._file.write(_line({"step": step, **values}))
-        self._file.flush()
+        try:
+            self._file.write(_line({"step": step, **values}))
+            self._file.flush()
+        except OSError as error:
+            # numbers are worth less than the run: states and networks have room of their own or say so
+            log.warning("metrics.jsonl cannot be written: %s", error)
 
     def close(self) -> None:
         """Close the file."""

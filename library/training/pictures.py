@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from library.errors import NonFiniteError
 from library.memory.device import release
 from library.models.base import Base
 from library.models.flux import FluxTransformer
+from library.models.text import TextEmbeddings
 from library.previews import FOLDER, Previews, PreviewSettings
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import save_png, to_bytes
@@ -81,7 +82,9 @@ class Painter:
         transformer: FluxTransformer,
         num_held_out: int,
         idle: bool = False,
+        pooled: Callable[[Tensor], Tensor] | None = None,
     ):
+        """idle: make nothing. pooled: CLIP's pooled vectors of token ids, where CLIP is trained as well."""
         self.dataset, self.base, self.settings, self.transformer = dataset, base, settings, transformer
         self.folder = folder / FOLDER
         self.previews = Previews(() if idle else dataset.previews, base, settings, folder)
@@ -89,11 +92,29 @@ class Painter:
         self.items: dict[str, HeldOutItem] = {}
         subsets = all_subsets(dataset.datasets)
         self._modes = {item.key: subsets[item.subset].mode for item in dataset.held_out_items}
+        self.pooled = pooled
         self._lpips: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def preview(self, step: int) -> dict[str, Path]:
         """Paint the previews of a step."""
-        return self.previews.make(self.transformer, step) if self.previews.cached else {}
+        if not self.previews.cached:
+            return {}
+        if self.pooled is not None:
+            listed = zip(self.previews.cached, self.dataset.manifest.previews, strict=True)
+            self.previews.cached = tuple(
+                replace(cached, text=self._text(cached.text, own.text)) for cached, own in listed
+            )
+        return self.previews.make(self.transformer, step)
+
+    def _text(self, cached: TextEmbeddings, fingerprint: str) -> TextEmbeddings:
+        """The embeddings of a caption with the pooled vector that CLIP's network makes now."""
+        ids = self.dataset.reader.read(fingerprint, "clip_ids")
+        return TextEmbeddings(cached.t5, self._pooled(ids[None]))
+
+    @torch.no_grad()
+    def _pooled(self, clip_ids: Tensor) -> Tensor:
+        assert self.pooled is not None
+        return self.pooled(clip_ids).cpu()
 
     def score(self, step: int) -> dict[str, float]:
         """Paint held-out items and score them; the mean of each score."""
@@ -115,10 +136,13 @@ class Painter:
 
     def _paint(self, batch: Batch) -> Tensor | None:
         settings = self.settings
+        text = batch.text
+        if self.pooled is not None:
+            text = TextEmbeddings(text.t5, self._pooled(batch.clip_ids))
         seeds = [settings.seed + row for row in range(len(batch))]
         try:
             return sample(
-                self.transformer, batch.condition, batch.text, initial_noise(seeds, batch.condition),
+                self.transformer, batch.condition, text, initial_noise(seeds, batch.condition),
                 schedule=self.previews.schedule, steps=settings.steps, guidance=settings.guidance,
             ).cpu()  # fmt: skip
         except NonFiniteError as error:
