@@ -25,6 +25,8 @@ from library.tensorfile import data_hash
 Format = Literal["kohya", "diffusers", "both"]
 DIFFUSERS_SUFFIX = "_diffusers"
 DTYPES = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+_NEVER = ("lora_adapter_metadata", "format")
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
 
 
@@ -159,3 +161,23 @@ def is_network(names: list[str]) -> bool:
     """Whether tensor names look like a network's file rather than a checkpoint's."""
     suffixes = {meaning.tensor: None for meaning in map(parse, names) if meaning is not None}
     return kind_of(suffixes) is not None
+
+
+def save_copy(
+    path: Path,
+    change: Change,
+    metadata: dict[str, str],
+    *,
+    format: Format = "kohya",
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Path]:
+    """Write a network that was made from another file, keeping what that file said about itself but its hashes."""
+    kept = {name: text for name, text in metadata.items() if name not in _HASHES and name not in _NEVER}
+    ranks = sorted({factors.rank for (module, _), factors in change.entries.items() if module != "img_in"})
+    facts = describe(Description(path.stem, network_dim=ranks[-1] if ranks else None))
+    own = ("ss_output_name", "ss_network_dim", "ss_network_alpha")
+    written = []
+    for file, tensors in layouts(path, change, format, dtype):
+        write_network(file, tensors, {**facts, **kept, **{name: facts[name] for name in own if name in facts}})
+        written.append(file)
+    return written

@@ -120,7 +120,7 @@ def _load_lora(adapter: LoraAdapter, start: WarmStart, pieces: list[tuple[Rows, 
             raise ConfigError(
                 f"network_weights: {adapter.name} has rank {factors.rank} in {start.path}, {adapter.rank} here. Set"
                 " dim_from_weights = true, choose the network_layout it was trained in, or make it smaller with"
-                " tools/resize_lora.py."
+                " python -m tools.resize_lora."
             )
         down, up = adapter.group_weights()[index]
         down[: factors.rank].copy_(factors.tensors[DOWN])

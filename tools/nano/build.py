@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 VAE_STEPS = 5000
-TRANSFORMER_STEPS = 13000
-DECODER_STEPS = 2000
+TRANSFORMER_STEPS = 11100
+DECODER_STEPS = 800
 
 
 def stages(work_dir: Path, output_dir: Path, seed: int, replicas: int) -> list[list[str]]:

@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--tokens", type=int, default=768, help="text and image tokens of a batch, of one replica")
     parser.add_argument("--bank_size", type=int, default=12000, help="encoded scenes in memory, of one replica")
-    parser.add_argument("--steps_per_bank", type=int, default=6000)
+    parser.add_argument("--steps_per_bank", type=int, default=20000)
     parser.add_argument("--log_every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--replicas", type=int, default=1)

@@ -21,6 +21,8 @@ from tools.nano.replicas import Log, average_gradients, launch, save_atomically,
 from tools.nano.scenes import make_scene
 
 POSTERIOR_STD = 0.1
+DECODER_STD = 0.4
+"""The decoder alone learns under noise of up to this standard deviation."""
 CONFIG = {
     "in_channels": 3,
     "out_channels": 3,
@@ -136,8 +138,10 @@ def step_loss(vae: AutoencoderKL, pixels: torch.Tensor, noise_seed: int, decoder
     """The loss of one batch; the weak pull towards zero balances the fixed posterior noise."""
     with torch.set_grad_enabled(not decoder_only):
         latents = vae.encode(pixels).latent_dist.mean
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(noise_seed))
-    decoded = vae.decode(latents + POSTERIOR_STD * noise).sample
+    generator = torch.Generator().manual_seed(noise_seed)
+    noise = torch.randn(latents.shape, generator=generator)
+    level = DECODER_STD * torch.rand(len(noise), 1, 1, 1, generator=generator) if decoder_only else POSTERIOR_STD
+    decoded = vae.decode(latents + level * noise).sample
     return reconstruction_loss(decoded, pixels) + 1e-3 * latents.square().mean()
 
 

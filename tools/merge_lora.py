@@ -1,0 +1,49 @@
+"""Add networks together, or merge them into a base checkpoint.
+
+    python -m tools.merge_lora OUT.safetensors A.safetensors=0.7 B.safetensors=0.5 [--rank 32]
+    python -m tools.merge_lora OUT A.safetensors=1.0 --base flux1-fill-dev.safetensors
+
+Without --base the result is a network: exactly the weighted sum (ranks add up), or its best LoRA of --rank or --energy.
+With --base it is the checkpoint with the networks in it, written tensor by tensor in the base's own layout and
+precision: a BFL file becomes a file, the `transformer` folder of a diffusers base becomes a folder.
+"""
+
+import argparse
+from pathlib import Path
+
+from tools.lora_arguments import add_output, add_size, network_and_weight, new_file, run
+
+
+def main(options: argparse.Namespace) -> None:
+    """Merge into the base if there is one, else into one network."""
+    from library.networks import surgery
+    from library.networks.baking import bake
+    from library.networks.file import DTYPES, save_copy
+    from library.networks.loading import load_network
+
+    networks = [(load_network(path), weight) for path, weight in options.networks]
+    changes = [(network.change, weight) for network, weight in networks]
+    if options.base is not None:
+        changed = bake(options.base, options.output, changes)
+        print(f"{options.output}: {changed} tensors changed")
+        return
+    output = new_file(options.output)
+    total = surgery.added(changes)
+    if options.rank is not None or options.energy is not None:
+        total, errors = surgery.resized(total, options.rank, options.energy)
+        print(f"relative error: {max(errors.values()):.3g} at worst")
+    said = {"ss_training_comment": "merged from " + ", ".join(f"{n.path.name} x {w:g}" for n, w in networks)}
+    metadata = {name: text for name, text in networks[0][0].metadata.items() if name.startswith("influx_")}
+    metadata.pop("influx_trained_alpha", None)
+    for path in save_copy(output, total, metadata | said, format=options.format, dtype=DTYPES[options.precision]):
+        print(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("networks", type=network_and_weight, nargs="+", metavar="FILE[=WEIGHT]")
+    parser.add_argument("--base", type=Path, help="merge into this BFL file or diffusers transformer folder")
+    add_output(parser)
+    add_size(parser, required=False)
+    raise SystemExit(run(main, parser))
