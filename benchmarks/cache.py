@@ -26,9 +26,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from library.data.batches import Choice, Gatherer, prefetched
-from library.data.manifest import Text
+from library.data.manifest import Manifest, ManifestItem, SourceFile, Text, read_manifest, write_manifest
 from library.data.reader import Reader
 from library.data.store import IMAGES_PER_SHARD, TEXTS_PER_SHARD, Entry, Store
+from library.files import FileStat
 
 SIDE = 512
 CELLS = SIDE // 8
@@ -185,7 +186,7 @@ def compare(folder: Path, entries: int, others: int) -> None:
 
 
 def opening(folder: Path, entries: int = 100_000) -> None:
-    """Seconds to open a cache of many entries (the files are as large as their headers say, and empty)."""
+    """Seconds to open a cache of many entries: index and manifest (its shards are empty files, as the index says)."""
     shards = {}
     (folder / "image" / "512x512").mkdir(parents=True)
     for start in range(0, entries, IMAGES_PER_SHARD):
@@ -194,12 +195,26 @@ def opening(folder: Path, entries: int = 100_000) -> None:
         shards[name] = [0, *(f"{number:032x}" for number in range(start, min(start + IMAGES_PER_SHARD, entries)))]
     content = {"format": "influx-cache", "version": 1, "shards": shards}
     (folder / "index.json").write_text(json.dumps(content, separators=(",", ":")))
+    stat = FileStat(1, 2, 3, 4)
+    numbers = range(entries)
+    manifest = Manifest(
+        config={"datasets": []},
+        vae="",
+        text_encoders="",
+        subsets=("subset",),
+        texts=tuple(Text(f"{number:032x}", f"caption {number}") for number in range(entries // PER_CAPTION)),
+        items=tuple(
+            ManifestItem(f"subset/{number}", 0, (number // PER_CAPTION,), ((f"{number:032x}",),)) for number in numbers
+        ),
+        files={f"/data/{role}/{number}.png": SourceFile(stat, "0" * 64) for number in numbers for role in ("a", "b")},
+    )
+    path = write_manifest(folder, manifest)
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        store = Store(folder)
+        store, read = Store(folder), read_manifest(path)
         times.append(time.perf_counter() - started)
-        assert len(store.where) == entries
+        assert len(store.where) == len(read.items) == entries
     print(f"opening {entries} entries: {min(times):.2f} s, median {sorted(times)[len(times) // 2]:.2f} s")
 
 

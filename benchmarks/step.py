@@ -1,0 +1,192 @@
+"""The whole training step against the bare model: forward, backward and optimizer in hand-written code.
+
+Everything the trainer adds (data, draws, loss, clipping, schedule, accounting) must cost at most 2%. The two arms
+alternate in one process, on one thread, in process time: `python -m benchmarks.step`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from library.config import load
+from library.training import assemble, processes, rates
+from library.training.equipment import equip
+from library.training.loop import Trainer
+from library.training.objective import Objective
+from library.training.prediction import Predictor
+from library.training.site import opened
+
+ROOT = Path(__file__).resolve().parent.parent
+GATE = 1.02
+CONFIG = """
+[model]
+pretrained_model_name_or_path = "base"
+[[datasets]]
+resolution = {pixels}
+enable_bucket = false
+train_batch_size = 1
+[[datasets.subsets]]
+mode = "edit"
+image_dir = "images"
+target_dir = "images"
+caption_dir = "captions"
+[cache]
+t5xxl_max_token_length = {text}
+[network]
+network_dim = 16
+[training]
+max_train_steps = 1000000
+mixed_precision = "no"
+seed = 0
+device = "cpu"
+[memory]
+gradient_checkpointing = true
+[saving]
+output_dir = "output"
+"""
+
+
+@dataclass(frozen=True)
+class Size:
+    """The model and the sample that are trained: hidden 256 with 2 + 4 blocks, as small as overhead still shows."""
+
+    heads: int = 8
+    head_dim: int = 32
+    double: int = 2
+    single: int = 4
+    pixels: int = 256
+    text: int = 512
+
+
+def prepare(folder: Path, size: Size) -> None:
+    """A random base of this size, eight pairs, and their cache."""
+    from PIL import Image
+
+    from tests.tiny import tiny_base
+
+    axes = (size.head_dim - 2 * (size.head_dim * 7 // 16), *[size.head_dim * 7 // 16] * 2)
+    shape = {"heads": size.heads, "head_dim": size.head_dim, "double": size.double, "single": size.single}
+    tiny_base(folder / "base", axes=axes, **shape)
+    for name in ("images", "captions"):
+        (folder / name).mkdir()
+    for number in range(8):
+        colour = (30 * number, 255 - 30 * number, 128)
+        Image.new("RGB", (size.pixels, size.pixels), colour).save(folder / "images" / f"{number}.png")
+        (folder / "captions" / f"{number}.txt").write_text(f"make it {number}", encoding="utf-8")
+    config = folder / "config.toml"
+    config.write_text(CONFIG.format(pixels=size.pixels, text=size.text), encoding="utf-8")
+    command = [sys.executable, str(ROOT / "influx_cache.py"), "--config_file", str(config)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+@contextlib.contextmanager
+def steps_of(config: Path) -> Iterator[tuple[Callable[[], None], Trainer]]:
+    """A function that takes one whole step of the trainer, logging and progress included; and the trainer."""
+    run = load(["--config_file", str(config)], "train")
+    choice, world, device = (
+        rates.choose_optimizer(run.optimizer),
+        processes.world_from_environment(-1),
+        torch.device("cpu"),
+    )
+    with opened(run, world, device) as site:
+        from library.models import setup
+
+        transformer = setup.load(site.base.transformer_file, device, torch.float32, run.memory)
+        setup.set_up_training(transformer, run.memory)
+        trained = assemble.make_trained(run, choice, transformer, world, site.mixed, site.start.seed, None)
+        data = assemble.make_data(site.dataset, world, trained.progress, site.start.seed, None, 0)
+        schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
+        objective = Objective(run.training, site.start.seed)
+        trainer = Trainer(
+            trained, data, Predictor(transformer), objective, schedule, run.training, run.optimizer, world, device
+        )
+        conduct = equip(site, trainer, transformer)
+        conduct.begin()
+        steps = trainer.steps()
+        try:
+            yield lambda: conduct.after_step(next(steps)), trainer
+        finally:
+            conduct.close("benchmark done")
+
+
+def bare_step(trainer: Trainer, size: Size) -> Callable[[], None]:
+    """Forward, backward and optimizer on fixed tensors, of the trainer's own model and network."""
+    from library.flow.packing import image_ids
+
+    model, side = trainer.predict.transformer, size.pixels // 8
+    parameters = trainer.parameters
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+    draw = lambda *shape: torch.randn(1, *shape)
+    given = {
+        "tokens": draw(side * side // 4, model.shape.in_channels), "text": draw(size.text, model.shape.text_width),
+        "pooled": draw(model.shape.pooled_width), "timestep": torch.rand(1), "guidance": torch.ones(1),
+        "image_ids": image_ids(side, side),
+    }  # fmt: skip
+    target = draw(side * side // 4, model.shape.out_channels)
+
+    def step() -> None:
+        loss = torch.nn.functional.mse_loss(model(**given), target)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def ratio(bare: Callable[[], None], whole: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """(median ratio whole / bare, half the spread of the middle half of the ratios) over interleaved repeats."""
+    bare(), whole()
+    ratios = []
+    for repeat in range(repeats):
+        first, second = (bare, whole) if repeat % 2 == 0 else (whole, bare)
+        times = {first: _process_time(first), second: _process_time(second)}
+        ratios.append(times[whole] / times[bare])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, (high - low) / 2
+
+
+def _process_time(work: Callable[[], None]) -> float:
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun
+
+
+def run(size: Size, repeats: int) -> tuple[float, float]:
+    """Prepare everything in a temporary folder and measure the ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, size)
+        with steps_of(folder / "config.toml") as (whole, trainer):
+            return ratio(bare_step(trainer, size), whole, repeats)
+
+
+def main() -> None:
+    """Print the ratio and hold it to the gate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=41)
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    middle, spread = run(Size(), given.repeats)
+    print(f"whole step / bare step: {middle:.4f} +- {spread:.4f} (gate: {GATE})")
+    if given.output:
+        record = {"ratio": middle, "half_interquartile_range": spread, "repeats": given.repeats}
+        given.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    sys.exit(0 if middle <= GATE else 1)
+
+
+if __name__ == "__main__":
+    main()
