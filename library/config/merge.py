@@ -154,7 +154,7 @@ def one_level(given: Iterable[Given], problems: Problems) -> Scope:
             problems.add(
                 both[1].where,
                 f"{both[1].spelled} = {show(both[1].value)} and {both[0].spelled} = {show(both[0].value)} "
-                f"({both[0].place}) differ. Keep one of them.",
+                f"({both[0].place}) say one thing in two ways. Keep one of them.",
             )
     return scope
 

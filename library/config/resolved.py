@@ -13,6 +13,7 @@ import toml
 from library.config import catalogue
 from library.config.catalogue import Declared
 from library.config.combinations import each_table
+from library.config.rewrites import EXCLUSIVE
 from library.config.run import Run
 from library.config.table import Table
 from library.config.values import show
@@ -94,8 +95,8 @@ def _section(run: Run, header: str, table: Table, prefix: str, write: Write, com
 
 
 def _implied(table: Table, name: str) -> bool:
-    """`resolution` beside `resolutions` would be a contradiction."""
-    return name == "resolution" and bool(getattr(table, "resolutions", ()))
+    """Whether another key says it already: `resolution` beside `resolutions` would be a contradiction."""
+    return any(name == first and bool(getattr(table, second, None)) for first, second in EXCLUSIVE)
 
 
 def _one_line(text: str) -> str:

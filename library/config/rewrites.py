@@ -82,8 +82,14 @@ REWRITES: dict[str, Rewrite] = {
     ),
 }
 
-EXCLUSIVE = (("resolution", "resolutions"),)
-"""Keys that say the same thing in two ways: both in one place and different is an error."""
+EXCLUSIVE = (
+    ("resolution", "resolutions"),
+    ("guidance_scale", "guidance_scale_range"),
+    ("num_repeats", "subset_weight"),
+    ("image_dir", "dataset_name"),
+    ("prompt", "prompt_dir"),
+)
+"""Keys that say one thing in two ways: both in one place and different is an error; a nearer place drops the other."""
 
 
 def _resolution(given: Given) -> Given:

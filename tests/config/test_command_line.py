@@ -92,7 +92,7 @@ def test_values(words: list[str], table: str, name: str, value: object, data: li
         ("-r 4", "-r: this belongs to no option."),
         ("--xformers", "--xformers: xformers is no key of InFlux: use attention_backend."),
         ("--learning_rate nan", "--learning_rate: learning_rate = nan: needs a number, at least 0."),
-        ("--resolution 512 --size 768", "--size: size = [768] and resolution = 512 (--resolution) differ."),
+        ("--resolution 512 --size 768", "--size: size = [768] and resolution = 512 (--resolution) say one thing"),
         ("--use_8bit_adam --optimizer prodigy", "but optimizer = \"prodigy\" (--optimizer). Keep one of them."),
         ("--checkpointing_steps 0", "checkpointing_steps = 0: needs a whole number, at least 1."),
     ],
@@ -119,6 +119,22 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(load_
     assert run.origins["network_dim"] == "--network_dim"
     assert run.origins["network_alpha"].endswith("run.toml:3")
     assert "network_layout" not in run.origins
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "kept"),
+    [
+        ("guidance_scale = 2.0", ["--guidance_scale_range", "1", "4"], ("training", "guidance_scale", 3.5)),
+        ("guidance_scale_range = [1, 4]", ["--guidance_scale", "2"], ("training", "guidance_scale_range", None)),
+        ("prompt_dir = 'images'", ["--prompt", "red"], ("inference", "prompt_dir", None)),
+        ("prompt = 'red'", ["--prompt_dir", "x"], ("inference", "prompt", ())),
+    ],
+)
+def test_the_command_line_drops_the_other_way_of_saying_it(
+    text: str, words: list[str], kept: tuple[str, str, object], load_toml
+) -> None:
+    table, name, value = kept
+    assert getattr(getattr(load_toml(text, *words), table), name) == value
 
 
 def test_an_empty_string_on_the_command_line_unsets_what_the_file_says(load_toml) -> None:

@@ -62,7 +62,7 @@ def message_of(path: Path, content: str | bytes, command: str = "train") -> str:
         ("upcast_before_saving = true\nsave_precision = 'bf16'\n", 1, "means fp32, but save_precision = bf16"),
         ("report_to = ['none', 'wandb']\n", 1, "none cannot stand beside others"),
         ("guidance_scale_range = [4.0, 1.0]\n", 1, "low above high"),
-        ("guidance_scale_range = [1, 4]\nguidance_scale = 2\n", 2, "both say the guidance of training"),
+        ("guidance_scale_range = [1, 4]\nguidance_scale = 2\n", 1, "say one thing in two ways"),
         ("min_timestep = 800\nmax_timestep = 300\n", 1, "is not below max_timestep = 300"),
         ("base_weights_multiplier = [1.0]\n", 1, "1 strengths for 0 files"),
         ("validation_prompt = ['a', 'b']\nvalidation_image = ['x', 'y', 'z']\n", 2, "give one for all or one for each"),

@@ -60,7 +60,7 @@ FIXED = {
     "cache_latents": True, "timestep_sampling": "sigma", "min_timestep": 5, "bucket_reso_steps": 32,
     "min_bucket_reso": 16, "resolution": [256, 512], "dataset_name": "a/b", "cpu_offload_checkpointing": False,
     "upcast_before_saving": False, "full_bf16": False, "guidance_scale_range": [0.5, 4.0], "mode": "spatial",
-    "num_repeats": 3, "guidance_scale": 3.5, "max_timestep": 999, "validation_timesteps": [0.5], "lora_strength": [],
+    "num_repeats": 3, "max_timestep": 999, "validation_timesteps": [0.5], "lora_strength": [],
     "prompt_dir": "", "resume": "latest",
 }  # fmt: skip
 
@@ -82,7 +82,8 @@ FREE = [
     key
     for key in catalogue.declared().values()
     if not (key.info.command_line_only or key.info.secret or key.info.not_yet)
-    and key.name not in ("dataset_config", "image_dir", "metadata_file", "subset_weight", "resolutions")
+    and key.name
+    not in ("dataset_config", "image_dir", "metadata_file", "subset_weight", "resolutions", "prompt", "guidance_scale")
 ]
 
 

@@ -179,6 +179,7 @@ def test_the_command_line_decides_between_two_ways(load_toml) -> None:
         ("hub_model_id = 'a/b'", "push_to_hub"),
         ("swap_ring_size = 3", "blocks_to_swap or vram_budget_gb"),
         ("lr_scheduler_min_lr_ratio = 0.1", "lr_scheduler = cosine_with_min_lr"),
+        ("max_train_steps = 5\nnum_train_epochs = 3", "max_train_steps is set, and wins"),
         ("lora_layers = ['attn.to_q']\nnetwork_targets = 'attn'", "lora_layers names the modules"),
         ("mixed_precision = 'fp16'", "black images"),
     ],

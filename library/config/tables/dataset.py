@@ -161,13 +161,11 @@ class SubsetTable(Table):
             )
 
     def _source_problems(self) -> Iterator[tuple[list[str], str]]:
-        if self.dataset_name and (self.image_dir or self.metadata_file):
-            other = "image_dir" if self.image_dir else "metadata_file"
-            yield ["dataset_name", other], f"dataset_name and {other} both name the images. Remove one of them."
+        if self.dataset_name and self.metadata_file:
+            message = "dataset_name and metadata_file both name the images. Remove one of them."
+            yield ["dataset_name", "metadata_file"], message
         if not (self.dataset_name or self.image_dir or self.metadata_file):
             yield [], "a subset has no images: set image_dir (instance_data_dir), metadata_file or dataset_name."
-        if self.subset_weight is not None and self.changed("num_repeats"):
-            yield ["num_repeats", "subset_weight"], "num_repeats and subset_weight both set the share. Remove one."
 
 
 class DatasetTable(Table):

@@ -67,5 +67,3 @@ class InferenceTable(Table):
                 ["lora_strength"],
                 f"lora_strength: {len(self.lora_strength)} strengths for {len(self.lora)} networks.",
             )
-        if self.prompt and self.prompt_dir:
-            yield ["prompt", "prompt_dir"], "prompt and prompt_dir both give the prompts. Remove one of them."

@@ -104,14 +104,11 @@ class TrainingTable(Table):
             )
         if self.guidance_scale_range and self.guidance_scale_range[0] > self.guidance_scale_range[1]:
             yield ["guidance_scale_range"], f"guidance_scale_range = {list(self.guidance_scale_range)}: low above high."
-        if self.guidance_scale_range and self.changed("guidance_scale"):
-            yield (
-                ["guidance_scale", "guidance_scale_range"],
-                "guidance_scale and guidance_scale_range both say the guidance of training. Remove one of them.",
-            )
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
-        """Half precision that FLUX's activations are known to leave."""
+        """Epochs beside steps, and half precision that FLUX's activations are known to leave."""
+        if self.max_train_steps and self.changed("max_train_epochs"):
+            yield ["max_train_epochs"], "max_train_epochs does nothing here: max_train_steps is set, and wins."
         if self.mixed_precision == "fp16":
             yield (
                 ["mixed_precision"],
