@@ -14,6 +14,11 @@ SHORT = ["--max_train_steps", 2, "--train_batch_size", 4]
 NO_WARM_UP = ["--lr_warmup_steps", 0]
 
 
+def example(name: str) -> str:
+    """The text of a shipped configuration."""
+    return (ROOT / "config_examples" / name).read_text("utf-8")
+
+
 @pytest.mark.parametrize("name", NANO)
 def test_an_example_runs(name: str, project: Path) -> None:
     config = ["--config_file", f"config_examples/{name}"]
@@ -21,7 +26,7 @@ def test_an_example_runs(name: str, project: Path) -> None:
     again = succeeded(run_script("influx_cache.py", *config, folder=project))
     assert "everything is cached" in again.said, "the second run encodes nothing"
 
-    warm_up = NO_WARM_UP if "lr_warmup_steps" in (ROOT / "config_examples" / name).read_text("utf-8") else []
+    warm_up = NO_WARM_UP if "lr_warmup_steps" in example(name) else []
     succeeded(run_script("influx_train.py", *config, *SHORT, *warm_up, folder=project))
     output = Path(project / "output" / Path(name).stem)
     (network,) = [path for path in output.glob("*.safetensors") if not path.stem.endswith("_diffusers")]
@@ -50,3 +55,22 @@ def test_the_network_with_x_embedder_has_its_second_file_and_previews(project: P
     assert pictures == sorted(f"x_embedder_0{number}_{kind}.png" for number in range(3)
                               for kind in ("source", "00000000", "00000002"))  # fmt: skip
     assert (output / "previews.png").exists()
+
+
+FLUX = sorted(path.name for path in (ROOT / "config_examples").glob("*.toml") if path.name not in NANO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FLUX)
+def test_an_example_for_flux_runs_on_the_nano_base(name: str, project: Path) -> None:
+    """The same files with base, data and size replaced: every other key of theirs acts as it is."""
+    data = project / "data" / "fill_circles"
+    config = ["--config_file", f"config_examples/{name}", "--pretrained_model_name_or_path", "nano"]
+    config += ["--image_dir", data / "train_A", "--target_dir", data / "train_B", "--caption_dir", data / "prompts"]
+    config += ["--resolution", 64, "--t5xxl_max_token_length", 16]
+    succeeded(run_script("influx_cache.py", *config, folder=project))
+    short = ["--max_train_steps", 2, *(NO_WARM_UP if "lr_warmup_steps" in example(name) else [])]
+    succeeded(run_script("influx_train.py", *config, *short, folder=project))
+    image = ["--image", data / "test_A" / "00000.png", "--prompt", "red circle with blue background"]
+    succeeded(run_script("influx_infer.py", *config, *image, "--sample_steps", 2, folder=project))
+    assert (project / "output" / Path(name).stem / "edited" / "00000.png").exists()
