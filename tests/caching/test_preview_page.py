@@ -148,23 +148,23 @@ def test_sorting(tab, by: str, first: list[int]) -> None:
     assert names(tab)[:3] == first
 
 
-def test_the_slider_uncovers_the_condition(tab) -> None:
+def test_the_slider_uncovers_the_target(tab) -> None:
     clip = "getComputedStyle(document.querySelector('.card .target')).clipPath"
     edge = "parseFloat(getComputedStyle(document.querySelector('.card .edge')).left)"
-    assert tab.evaluate(clip) == "inset(0px 50% 0px 0px)"
+    assert tab.evaluate(clip) == "inset(0px 0px 0px 50%)"
     tab.centre(".card .compare")
     box = tab.box(".card .compare")
     middle = box["y"] + box["height"] / 2
     tab.drag((box["x"] + box["width"] / 2, middle), (box["x"] + box["width"] * 0.25, middle))
     value = float(tab.evaluate("document.querySelector('.card .slider').value"))
     assert 20 < value < 30
-    covered = float(re.fullmatch(r"inset\(0px ([\d.]+)% 0px 0px\)", tab.evaluate(clip))[1])
-    assert covered == pytest.approx(100 - value, abs=0.01)
+    covered = float(re.fullmatch(r"inset\(0px 0px 0px ([\d.]+)%\)", tab.evaluate(clip))[1])
+    assert covered == pytest.approx(value, abs=0.01)
     assert tab.evaluate(edge) == pytest.approx(box["width"] * value / 100, abs=1)
     other = "getComputedStyle(document.querySelectorAll('.card .target')[1]).clipPath"
-    assert tab.evaluate(other) == "inset(0px 50% 0px 0px)"  # only that item's
+    assert tab.evaluate(other) == "inset(0px 0px 0px 50%)"  # only that item's
     put(tab, "#cut", "80")
-    assert tab.evaluate(clip) == tab.evaluate(other) == "inset(0px 20% 0px 0px)"
+    assert tab.evaluate(clip) == tab.evaluate(other) == "inset(0px 0px 0px 80%)"
 
 
 def test_condition_variants_are_stepped_through(tab) -> None:
@@ -205,7 +205,7 @@ def test_side_by_side_shows_both_whole(tab) -> None:
     tab.click("#apart")
     target, condition = tab.box(".card .target"), tab.box(".card .condition")
     assert tab.evaluate("getComputedStyle(document.querySelector('.card .target')).clipPath") == "none"
-    assert condition["x"] >= target["x"] + target["width"] - 1
+    assert target["x"] >= condition["x"] + condition["width"] - 1
     assert target["width"] == pytest.approx(condition["width"], abs=1)
 
 
