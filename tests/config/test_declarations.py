@@ -2,16 +2,18 @@
 
 import ast
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from library.config import catalogue
+from library.config import catalogue, load
 from library.config.foreign import FOREIGN
 from library.config.merge import EXCLUSIVE
 from library.config.rewrites import REWRITES, SPELLINGS
 from library.config.table import COMMANDS
 from library.config.values import choices
+from library.errors import ConfigError
 
 LIBRARY = Path(catalogue.__file__).parents[1]
 KEYS = catalogue.declared()
@@ -81,3 +83,10 @@ def test_no_key_is_dead() -> None:
     """A key that nothing reads would be accepted and ignored. `cache_latents` is read by its own refusal of false."""
     read = words_of_the_program() | {"cache_latents"}
     assert [name for name, key in KEYS.items() if name not in read and not key.info.not_yet] == []
+
+
+def test_a_key_whose_work_is_not_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = KEYS["use_ema"]
+    monkeypatch.setitem(KEYS, "use_ema", replace(key, info=replace(key.info, not_yet="averages are not built.")))
+    with pytest.raises(ConfigError, match="--use_ema: use_ema does not work yet: averages are not built."):
+        load(["--use_ema"], "train")
