@@ -17,9 +17,10 @@ from library.models.load import Residence, load_transformer, plain_name
 def residence(memory: MemoryTable, dtype: torch.dtype, num_blocks: int) -> Residence:
     """The part of the table that says in which precision weights are kept, and where."""
     swapped = num_blocks if memory.blocks_to_swap == "all" else min(memory.blocks_to_swap, num_blocks)
+    precision = memory.base_precision or plain_name(dtype)
     return Residence(
-        precision=memory.base_precision or plain_name(dtype),
-        arithmetic=memory.int8_arithmetic,
+        precision=precision,
+        arithmetic={"int8": memory.int8_arithmetic, "fp8": memory.fp8_arithmetic}.get(precision, False),
         keep=tuple(memory.keep_precision_patterns),
         blocks_to_swap=swapped,
         ring=memory.swap_ring_size,

@@ -23,6 +23,8 @@ class MemoryTable(Table):
     """Precision of the frozen base. As mixed_precision if not set."""
     int8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=int8 or vram_budget_gb")
     """int8: quantise activations too and multiply in int8. Faster on some cards, less exact."""
+    fp8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=fp8")
+    """fp8: quantise activations too and multiply in fp8 (cards of compute capability 8.9 or newer)."""
     keep_precision_patterns: Strings = key(
         (), reads="train infer", only_with="base_precision=fp8|int8|nf4 or vram_budget_gb"
     )
