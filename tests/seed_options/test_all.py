@@ -6,7 +6,7 @@ from library.config.seed_options import SEED_OPTIONS
 from tests.seed_options import test_data, test_outcomes, test_training
 
 
-def tested() -> set[str]:
+def options_with_tests() -> set[str]:
     """Options of the tables, and those that a test function's name spells."""
     found = {*test_training.NETWORKS, *test_data.CASES}
     for module in (test_data, test_outcomes):
@@ -29,7 +29,7 @@ def spelled(name: str) -> set[str]:
 
 
 def test_every_option_has_a_behavioural_test() -> None:
-    assert set(SEED_OPTIONS) - tested() == set()
+    assert set(SEED_OPTIONS) - options_with_tests() == set()
 
 
 def test_names_are_read_as_meant() -> None:
