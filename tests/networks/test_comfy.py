@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from library.flow.euler import SigmaSchedule
 from library.flow.packing import image_ids, pack_latents, pack_mask, unpack_latents
-from library.networks import NETWORKS
+from library.networks import NETWORKS, acceptance
 from library.networks.file import save_network
 from library.networks.graph import NODES
 from library.networks.metadata import Description
@@ -176,3 +176,45 @@ def test_sigmas_are_ours(comfy, base, width: int, height: int, steps: int) -> No
     )  # fmt: skip
     ours = SigmaSchedule(use_dynamic_shifting=True).sigmas(steps, width * height // 256)
     assert torch.allclose(torch.tensor(answer["sigmas"], dtype=torch.float64), ours.double(), atol=3.2e-4)
+
+
+def damaged(tensors: dict, how: str) -> dict:
+    """A network's tensors with keys that programs are known to trip over."""
+    extra = {
+        "sound": {},
+        "wrong name": {"lora_unet_double_blocks_0_img_atn_qkv.lora_up.weight": torch.zeros(4, 4)},
+        "unknown suffix": {"lora_unet_double_blocks_0_img_attn_qkv.lora_sideways": torch.zeros(4)},
+        "bias": {"transformer.transformer_blocks.0.attn.to_q.lora_B.bias": torch.zeros(128)},
+        "another model": {f"lora_unet_input_blocks_{i}_1_proj_in.lora_up.weight": torch.zeros(4, 4) for i in range(14)},
+        "second text encoder": {"lora_te3_encoder_block_0_x.lora_up.weight": torch.zeros(4, 4)},
+    }
+    return tensors | extra[how]
+
+
+@pytest.mark.parametrize(
+    "how", ["sound", "wrong name", "unknown suffix", "bias", "another model", "second text encoder"]
+)
+def test_the_check_predicts_what_comfyui_leaves_unread(comfy, base, tmp_path, how: str) -> None:
+    _, files = files_of(tmp_path, base[0], train_x_embedder=True)
+    tensors = damaged(load_file(files[0]), how)
+    save_file(tensors, tmp_path / "damaged.safetensors")
+    answer = comfy.ask(
+        "deltas", base=str(base[1]), networks=[[str(tmp_path / "damaged.safetensors"), 1.0]],
+        output=str(tmp_path / "d.safetensors"),
+    )  # fmt: skip
+    unread = {line.rpartition(": ")[2] for line in answer["unread"]}
+    lost = acceptance.fates({name: tuple(tensor.shape) for name, tensor in tensors.items()}).lost("ComfyUI")
+    assert set(lost) == unread
+
+
+def test_text_encoder_keys_are_comfyuis(comfy, tmp_path) -> None:
+    from library.networks.change import Change, kohya_tensors, peft_tensors
+    from library.networks.factors import lora
+
+    names = [f"encoder.layers.{i}.self_attn.{n}_proj" for i in range(2) for n in ("q", "k", "v", "out")]
+    change = Change(text={name: lora(torch.randn(2, 32), torch.randn(32, 2)) for name in names})
+    for number, tensors in enumerate((kohya_tensors(change, torch.float32), peft_tensors(change, torch.float32))):
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        answer = comfy.ask("text_keys", network=str(tmp_path / f"{number}.safetensors"), layers=2)
+        assert answer["unread"] == []
+        assert len(answer["loaded"]) == len(names)
