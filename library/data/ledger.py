@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from library.data.bulk import read_json
 from library.data.images import BadImage, ImageFacts, inspect
 from library.data.records import Blob
 from library.files import FileStat, atomic_write
@@ -36,7 +37,7 @@ class Ledger:
         self._files: dict[str, Known] = {}
         self._saved = True
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["version"] == VERSION:
                 self._files = {key: _known(value) for key, value in content["files"].items()}
         except (OSError, ValueError, KeyError, TypeError):
@@ -102,8 +103,10 @@ def _read(blob: Blob, max_pixels: int) -> Known | BadImage:
 
 
 def _plain(known: Known) -> list:
-    stat = None if known.stat is None else astuple(known.stat)
-    return [stat, known.sha256, *astuple(known.facts)]
+    stat, facts = known.stat, known.facts
+    values = None if stat is None else [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode]
+    shape = [facts.width, facts.height, facts.has_alpha, facts.white, facts.opaque, facts.notices]
+    return [values, known.sha256, *shape]
 
 
 def _known(value: list) -> Known:

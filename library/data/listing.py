@@ -19,6 +19,7 @@ from library.data.manifest import (
     manifests,
     portable_hash,
     read_manifest,
+    source_file,
 )
 from library.data.order import Member
 from library.data.plan import all_subsets
@@ -83,8 +84,9 @@ def held_out(manifest: Manifest, datasets: tuple[DatasetTable, ...], seed: int) 
             and not dataset.subsets[item.subset - numbers.start].is_reg
         ]  # fmt: skip
         split_seed = seed if dataset.validation_seed is None else dataset.validation_seed
-        rest.sort(key=lambda key: draws.uniform(split_seed, "held out", key))
-        kept |= set(rest[: round(len(rest) * dataset.validation_split)])
+        if dataset.validation_split:
+            rest.sort(key=lambda key: draws.uniform(split_seed, "held out", key))
+            kept |= set(rest[: round(len(rest) * dataset.validation_split)])
     return kept
 
 
@@ -163,9 +165,10 @@ def _other_previews(manifest: Manifest, run: Run) -> list[str]:
 def _changed_sources(manifest: Manifest) -> list[str]:
     """Source files that are here and are not those the cache was made from. Absent ones are no error."""
     found = []
-    for path, file in manifest.files.items():
+    for path, cached in manifest.files.items():
         try:
-            if FileStat.of(path) != file.stat and sha256_file(path) != file.sha256:
+            stat = FileStat.of(path)
+            if source_file(stat, cached[-1]) != cached and sha256_file(path) != cached[-1]:
                 found.append(f"{path} has changed")
         except OSError:
             continue

@@ -7,13 +7,13 @@ comes, how captions are dropped or batches made is read from the configuration o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from library.config.tables import CacheTable, DatasetTable
-from library.data.ledger import Known
-from library.data.pairs import Picture
+from library.data.bulk import collection_paused, read_json
 from library.data.plan import Plan
 from library.data.prompts import plain
 from library.data.recipe import TextEncoding, digest
@@ -32,8 +32,7 @@ SEEDED = ("random_crop", "generate_mask", "mask_jitter", "shuffle_caption", "cap
 PATHS = ("image_dir", "target_dir", "mask_dir", "caption_dir", "metadata_file")
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A caption: its entry, itself, and the words T5 does not see of it."""
 
     fingerprint: str
@@ -41,22 +40,18 @@ class Text:
     lost: str = ""
 
 
-@dataclass(frozen=True)
-class ManifestItem:
+class ManifestItem(NamedTuple):
     """An item by its parts' fingerprints. texts: numbers of its captions; sizes: entries for each resolution."""
 
     key: str
     subset: int
-    texts: tuple[int, ...]
-    sizes: tuple[tuple[str, ...], ...]
+    texts: Sequence[int]
+    sizes: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A source file as it was when it was cached."""
-
-    stat: FileStat
-    sha256: str
+SourceFile = Sequence
+"""A source file as it was when it was cached: size, mtime ns, ctime ns, inode, sha256. No class: there may be
+hundreds of thousands, and the trainer reads them at every start."""
 
 
 @dataclass(frozen=True)
@@ -179,21 +174,23 @@ def make_manifest(plan: Plan, config: dict, vae: str, encoding: TextEncoding, lo
 def _files(plan: Plan) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
     for item in plan.items:
-        pair = next(item.recipes).pair
+        pair = item.first.pair
         for picture in (pair.source, pair.target, pair.mask):
             if picture is not None and picture.known.stat is not None:
-                found[picture.blob.key] = _source_file(picture)
-        if pair.caption_file is not None:
-            found[str(pair.caption_file)] = SourceFile(FileStat.of(pair.caption_file), sha256_file(pair.caption_file))
+                found[picture.blob.key] = source_file(picture.known.stat, picture.known.sha256)
+        caption = pair.caption_file
+        if caption is not None:
+            found[str(caption)] = source_file(FileStat.of(caption), sha256_file(caption))
     for preview in plan.previews:
-        found |= {picture.blob.key: _source_file(picture) for picture in preview.pictures}
+        for picture in preview.pictures:
+            if picture.known.stat is not None:
+                found[picture.blob.key] = source_file(picture.known.stat, picture.known.sha256)
     return found
 
 
-def _source_file(picture: Picture) -> SourceFile:
-    known: Known = picture.known
-    assert known.stat is not None
-    return SourceFile(known.stat, known.sha256)
+def source_file(stat: FileStat, sha256: str) -> SourceFile:
+    """A source file for the manifest."""
+    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode, sha256]
 
 
 def manifest_path(folder: Path, config: dict) -> Path:
@@ -211,10 +208,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "vae": manifest.vae,
         "text_encoders": manifest.text_encoders,
         "subsets": manifest.subsets,
-        "texts": [astuple(text) for text in manifest.texts],
-        "items": [[item.key, item.subset, item.texts, item.sizes] for item in manifest.items],
+        "texts": manifest.texts,
+        "items": manifest.items,
         "previews": [astuple(preview) for preview in manifest.previews],
-        "files": {key: [*asdict(file.stat).values(), file.sha256] for key, file in manifest.files.items()},
+        "files": manifest.files,
     }
     path = manifest_path(folder, manifest.config)
     atomic_write(path, json.dumps(content, separators=(",", ":")))
@@ -224,15 +221,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """Raises CacheError if the file is missing or not whole."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["version"] != FORMAT_VERSION:
             raise CacheError(f"{path} is of another version of InFlux: run influx_cache.py again")
-        items = tuple(
-            ManifestItem(key, subset, tuple(texts), tuple(tuple(choices) for choices in sizes))
-            for key, subset, texts, sizes in content["items"]
-        )
-        files = {key: SourceFile(FileStat(*value[:4]), value[4]) for key, value in content["files"].items()}
-        texts = tuple(Text(*text) for text in content["texts"])
+        with collection_paused():
+            items = tuple(map(ManifestItem._make, content["items"]))
+        files = content["files"]
+        texts = tuple(map(Text._make, content["texts"]))
         previews = tuple(ManifestPreview(*preview) for preview in content["previews"])
         subsets = tuple(content["subsets"])
         vae, encoders = content["vae"], content["text_encoders"]
@@ -246,7 +241,7 @@ def manifests(folder: Path) -> Iterable[tuple[Path, dict]]:
     found = sorted((Path(folder) / FOLDER).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
     for path in found:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["version"] == FORMAT_VERSION and isinstance(content["config"], dict):
                 yield path, content
         except (OSError, ValueError, KeyError, TypeError):

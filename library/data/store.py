@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from library.data.bulk import read_json
 from library.errors import CacheError
 from library.files import atomic_write, disk_error, sweep_leftovers
 from library.tensorfile import TensorFileError, read_header, save_tensors
@@ -205,7 +206,7 @@ def _shard_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 def _read_index(path: Path) -> dict[str, Shard]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if content["version"] != FORMAT_VERSION:
             return {}
         return {name: Shard(size, tuple(rest)) for name, (size, *rest) in content["shards"].items()}
