@@ -79,6 +79,10 @@ def run(run: Run) -> int:
 def _check(run: Run) -> None:
     if not run.datasets or not any(dataset.subsets for dataset in run.datasets):
         raise ConfigError("no data set: add [[datasets]] with [[datasets.subsets]], or instance_data_dir")
+    if run.command.preview is not None:
+        if run.command.preview.is_dir():
+            raise ConfigError(f"preview = {run.command.preview}: a folder; name the HTML file to write")
+        _probe(run.command.preview.parent)
 
 
 def _probe(folder: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from library import caching
 from library.data.cached import open_cache
 from library.data.reader import Reader
+from library.errors import ConfigError, DiskError
 from library.models.base import Base
 from tests.caching.conftest import EDIT, SIDE, picture
 
@@ -131,6 +132,14 @@ def test_only_so_many_pictures_and_those_with_warnings_first(pairs, preview, tmp
     assert len(data["items"]) == 4 and data["pictures"] == 2
     assert [shown is not None for shown in pictures] == [True, False, False, True]
     assert "pictures of 2 of 4 items" in caplog.text
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_encoded(pairs, configured, tmp_path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for path, error in ((tmp_path / "data", ConfigError), (tmp_path / "file" / "out.html", DiskError)):
+        with pytest.raises(error, match=str(path if error is ConfigError else path.parent)):
+            caching.run(configured(arguments=("--preview", str(path))))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
 def test_a_fresh_cache_is_shown_without_encoding(pairs, configured, preview, tmp_path, monkeypatch) -> None:

@@ -25,10 +25,6 @@ class Examined:
     findings: tuple[Finding, ...]
     changed: dict[str, float]
 
-    def of(self, key: str) -> list[Finding]:
-        """What was found about one item."""
-        return [finding for finding in self.findings if finding.item == key]
-
 
 def examine(
     plan: Plan,
