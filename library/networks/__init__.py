@@ -64,7 +64,7 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     from library.networks import warm_start
     from library.networks.dense import DenseAdapter
     from library.networks.dropout import Draws
-    from library.networks.loading import load_network, merge_networks
+    from library.networks.loading import home_of, load_network, merge_networks
     from library.networks.network import Network
 
     linears = transformer.linears()
@@ -78,11 +78,12 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     make = _lycoris if settled.settings.dora else NETWORKS[settled.settings.kind]
     adapters: dict[str, Adapter] = {}
     for target in settled.targets:
-        adapters[target.module] = make(settled, target, linears[target.module], draws, seed)
+        adapter = make(settled, target, linears[target.module], draws, seed)
+        adapters[target.module] = adapter.to(home_of(transformer, target.module))
     if settled.x_embedder:
         linear = linears["img_in"]
         adapters["img_in"] = DenseAdapter(
-            "img_in", [(0, linear.out_features)], linear.in_features, linear.device, bias=settled.x_embedder_bias
+            "img_in", [(0, linear.out_features)], linear.in_features, transformer.device, bias=settled.x_embedder_bias
         )
     rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
     network = Network(transformer, adapters, draws, "transformer", rates, settled.settings.module_name)

@@ -15,7 +15,7 @@ from library.networks import factors as arithmetic
 from library.networks.change import Change, read_change
 from library.networks.factors import DOWN, UP, Factors
 from library.networks.metadata import Guide, guide
-from library.networks.parts import Rows
+from library.networks.parts import Rows, is_modulation
 from library.tensorfile import read_header
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -99,6 +99,11 @@ def change_of(factors: Factors, linear: Linear, rows: Rows) -> Tensor:
     return moved.delta(base)
 
 
+def home_of(transformer: FluxTransformer, module: str) -> torch.device:
+    """Where a linear computes, which is where its adapter lives: a streamed weight is stored elsewhere meanwhile."""
+    return transformer.linears()[module].device if is_modulation(module) else transformer.device
+
+
 class Applied:
     """Networks on a model; `remove` takes exactly these off again."""
 
@@ -125,11 +130,12 @@ def apply_networks(transformer: FluxTransformer, networks: Sequence[tuple[Loaded
         for (module, rows), factors in network.change.entries.items():
             linear = linears[module]
             adapter = adapters.setdefault(module, AppliedAdapter(linear))
-            tensors = {name: tensor.to(linear.device) for name, tensor in factors.tensors.items()}
+            home = home_of(transformer, module)
+            tensors = {name: tensor.to(home) for name, tensor in factors.tensors.items()}
             adapter.pieces.append((rows, Factors(factors.kind, tensors, factors.alpha), strength))
         for module, bias in network.change.biases.items():
             adapter = adapters.setdefault(module, AppliedAdapter(linears[module]))
-            adapter.biases.append((bias.to(linears[module].device), strength))
+            adapter.biases.append((bias.to(home_of(transformer, module)), strength))
     for module, adapter in adapters.items():
         assert linears[module].adapter is None, f"{module} already carries a network"
         linears[module].adapter = adapter

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.errors import ConfigError
 from library.flow.draws import key_seed
 from library.memory.linear import Adapter, Linear
+from library.memory.storage import PlainStorage
 from library.networks import factors as arithmetic
 from library.networks.arguments import Settings
 from library.networks.dropout import Draws, Dropout
@@ -225,6 +227,11 @@ _ADAPTERS = {"glora": GloraAdapter, "diag-oft": OftAdapter}
 
 def make(settings: Settings, target: Target, linear: Linear, draws: Draws, seed: int) -> LycorisAdapter:
     """The LyCORIS adapter for ``target``; DoRA where the settings ask for it."""
+    if settings.dora and not (linear.storage is None or isinstance(linear.storage, PlainStorage)):
+        raise ConfigError(
+            f"use_dora: {target.module} is quantised, and DoRA needs the exact weight. Use base_precision = bf16 (or a"
+            " checkpoint that is not quantised), or turn use_dora off."
+        )
     dropout = Dropout(modules=settings.module_dropout)
     kind = DoraAdapter if settings.dora else _ADAPTERS.get(settings.kind, LycorisAdapter)
     return kind(target, settings, dropout, draws, linear, seed)

@@ -54,6 +54,7 @@ def check_deltas(comfy, base, tmp_path, change, file) -> None:
         weight = ours.get_submodule(module).weight
         delta = expected.setdefault(f"{module}.weight", torch.zeros_like(weight))
         delta[start:stop] += factors.delta(weight[start:stop])
+    expected |= {f"{module}.bias": bias for module, bias in change.biases.items()}
     assert found.keys() == expected.keys()
     for name, delta in expected.items():
         assert relative(found[name], delta) < 2e-5, name
@@ -75,9 +76,17 @@ def test_every_registered_kind_is_among_them() -> None:
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
-@pytest.mark.parametrize("table", [{"train_x_embedder": True}, {"network_targets": "all-linear"},
-                                   {"network_targets": "reference"}, {"network_layout": "split"},
-                                   {"network_reg_dims": ("img_attn=8",), "network_alpha": 1.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"train_x_embedder": True},
+        {"train_x_embedder": True, "train_x_embedder_bias": True},
+        {"network_targets": "all-linear"},
+        {"network_targets": "reference"},
+        {"network_layout": "split"},
+        {"network_reg_dims": ("img_attn=8",), "network_alpha": 1.0},
+    ],
+)
 def test_every_format_arrives_whole(comfy, base, tmp_path, format: str, table: dict) -> None:
     change, files = files_of(tmp_path, base[0], format, **table)
     for file in files:

@@ -5,6 +5,8 @@ import torch
 
 from library.config.tables.network import NetworkTable
 from library.errors import ConfigError, NetworkFileError
+from library.models.checkpoint_file import TransformerFile
+from library.models.load import Residence, load_transformer
 from library.networks import NETWORKS, build
 from library.networks.arguments import resolve
 from library.networks.file import layouts, save_network
@@ -175,3 +177,44 @@ def test_what_a_smaller_export_rank_loses_is_said(model, caplog, table: dict) ->
     values = torch.linalg.svdvals(factors.delta())
     lost = (factors.delta() - change.entries[("double_blocks.0.img_mlp.0", rows)].delta()).norm()
     assert abs(float(lost) - float(values[3:].norm())) < 1e-4
+
+
+@pytest.fixture
+def quantised(tmp_path):
+    both(tmp_path / "base")
+    return load_transformer(TransformerFile.open(tmp_path / "base"), residence=Residence("nf4"))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=label)
+def test_on_a_quantised_base(quantised, table: dict) -> None:
+    """The same contract over nf4 weights; DoRA, which needs the exact weight, is refused with the reason."""
+    if table.get("use_dora"):
+        with pytest.raises(ConfigError, match="quantised"):
+            build(NetworkTable(**table), quantised, 0)
+        return
+    before = quantised(**inputs())
+    network = build(NetworkTable(**table), quantised, 0)
+    network.attach()
+    assert relative(quantised(**inputs()), before) < 1e-5
+    with torch.no_grad():
+        for parameter in network.trained():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.05)
+    output = quantised(**inputs())
+    output.square().mean().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in network.trained())
+    for name, adapter in network.by_path.items():
+        linear = quantised.get_submodule(name)
+        x = torch.randn(2, linear.in_features, generator=torch.Generator().manual_seed(2))
+        weight = linear.dequantized()
+        for (start, stop), factors in adapter.factors():
+            weight[start:stop] = weight[start:stop] + factors.delta(weight[start:stop])
+        expected = torch.nn.functional.linear(x, weight, linear.bias)
+        assert relative(linear(x), expected) < 1e-4, name
+
+
+def test_adapters_live_where_the_layer_computes(model, monkeypatch) -> None:
+    """A streamed weight is stored in host memory; its adapter is on the device, modulation's where modulation is."""
+    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device("meta")))
+    network = build(NetworkTable(network_targets="all-linear", train_x_embedder=True), model, 0)
+    for name, parameter in network.named_trained().items():
+        assert parameter.device.type == ("cpu" if "mod" in name.split(":")[0] and "_blocks" in name else "meta"), name

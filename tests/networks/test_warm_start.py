@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from library.config.tables.network import NetworkTable
 from library.errors import ConfigError
-from library.memory.linear import Linear
+from library.models.checkpoint_file import TransformerFile
+from library.models.load import Residence, load_transformer
 from library.networks import build
 from library.networks.file import save_network
 from library.networks.loading import load_network
@@ -150,16 +151,14 @@ def test_what_cannot_be_held_exactly_is_refused(model, tmp_path, saved: dict, wa
 
 
 @pytest.mark.parametrize("precision", [None, "int8", "nf4"])
-def test_base_weights_are_merged_into_the_base(model, tmp_path, precision: str | None) -> None:
+def test_base_weights_are_merged_into_the_base(tmp_path, precision: str | None) -> None:
+    both(tmp_path / "base")
+    model = load_transformer(TransformerFile.open(tmp_path / "base"))
     network = network_on(model, network_targets="reference", train_x_embedder=True)
     save(tmp_path / "net.safetensors", network)
     network.detach()
     if precision is not None:
-        from library.memory.precision import make_storage
-
-        for path, linear in model.linears().items():
-            if "blocks" in path:
-                quantise(linear, precision, make_storage)
+        model = load_transformer(TransformerFile.open(tmp_path / "base"), residence=Residence(precision))
     expected = load_network(tmp_path / "net.safetensors").apply(model)
     output = model(**inputs())
     expected.remove()
@@ -167,14 +166,3 @@ def test_base_weights_are_merged_into_the_base(model, tmp_path, precision: str |
     plain = model(**inputs())
     network_on(model, randomised=False, **table)
     assert relative(model(**inputs()), output) < (1e-5 if precision is None else 0.5 * relative(plain, output))
-
-
-def quantise(linear: Linear, precision: str, make_storage) -> None:
-    """Put a linear's weight into a quantised storage."""
-    kind = {"int8": "Int8", "nf4": "Nf4"}[precision]
-    import library.memory.precision as precisions
-
-    shape = (linear.out_features, linear.in_features)
-    layout = getattr(precisions, kind).layout(shape, torch.float32)
-    storage = make_storage(precision, shape, getattr(precisions, kind).encode(linear.weight.detach(), layout))
-    linear.set_storage(storage)
