@@ -144,7 +144,9 @@ def test_names_and_removal_are_those_of_kohya(project, tmp_path):
         save_last_n_epochs=1,
     ) == 0  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "out").glob("net*"))
-    assert names == [
+    workflows = {name.removesuffix("_api.json").removesuffix(".json") for name in names if "_workflow" in name}
+    assert workflows <= {f"{name.removesuffix('.safetensors')}_workflow" for name in names}, "none outlives its network"
+    assert [name for name in names if "_workflow" not in name] == [
         "net-000002-state", "net-000002.safetensors",
         "net-step00000004.safetensors", "net-step00000006-state", "net-step00000006.safetensors",
         "net-step00000008-state", "net-step00000008.safetensors", "net.safetensors",

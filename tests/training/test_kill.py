@@ -17,14 +17,14 @@ from tests.training.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {
-    "max_train_steps": 24,
+    "max_train_steps": 16,
     "save_every_n_steps": 2,
     "checkpoints_total_limit": 2,
     "use_ema": True,
     "optimizer_type": "AdamW8bit",
     "gradient_accumulation_steps": 2,
     "network_dropout": 0.1,
-    "network_dim": 64,
+    "network_dim": 32,
 }
 
 
@@ -62,8 +62,8 @@ def trials(project: Project, folder: Path, count: int, most_kills: int) -> None:
 
 
 def test_a_few_kills(project, tmp_path):
-    """Four runs."""
-    trials(project, tmp_path, count=4, most_kills=2)
+    """Three runs."""
+    trials(project, tmp_path, count=3, most_kills=2)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,10 +26,12 @@ OPTIONS = {"max_train_steps": 5, "save_state_on_train_end": True, "save_every_n_
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port nobody listens on, below those that the system gives to outgoing connections of its own accord."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def processes(count: int, job: Callable[[], int]) -> list[int]:
