@@ -4,16 +4,20 @@ Programs show most of it and obey none of it, except InFlux's own fields, which 
 is never written: diffusers would scale the network by it.
 """
 
+import base64
 import datetime
+import io
 import json
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 TIME_FIELDS = ("ss_training_started_at", "ss_training_finished_at", "ss_session_id", "modelspec.date")
 """The fields that differ between two equal runs, unless SOURCE_DATE_EPOCH is set."""
 IMPLEMENTATION = "https://github.com/black-forest-labs/flux"
+_THUMBNAIL_SIDE = 384
 _MINIMAL = (
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
     "influx_modes", "influx_mode", "influx_edit_mask_value", "influx_train_guidance", "influx_sample_guidance",
@@ -63,6 +67,18 @@ class Description:
     prompt: str | None = None
     sample_steps: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
+
+
+def thumbnail(picture: Path) -> str:
+    """A picture as a data URL small enough for a header: ComfyUI serves none over 1 MiB."""
+    from PIL import Image, ImageOps
+
+    with Image.open(picture) as opened:
+        small = ImageOps.exif_transpose(opened).convert("RGB")
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def now() -> float:

@@ -7,7 +7,7 @@ from library.config.run import Run
 from library.models.base import Base
 from library.networks.clip import Together
 from library.networks.file import DTYPES
-from library.networks.metadata import Description, now
+from library.networks.metadata import Description, now, thumbnail
 from library.networks.network import Network
 from library.training.progress import Progress
 
@@ -63,6 +63,7 @@ def describe_run(
         tags=saving.metadata_tags,
         trigger_words=saving.trigger_words,
         comment=saving.training_comment,
+        thumbnail=None if saving.metadata_thumbnail is None else thumbnail(saving.metadata_thumbnail),
         edits_regions=any(subset.mode == "edit" and subset.mask_dir is not None for subset in subsets),
         prompt=next(iter(run.sampling.validation_prompt), None),
         sample_steps=run.sampling.sample_steps or defaults.sample_steps,

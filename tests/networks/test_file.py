@@ -1,7 +1,9 @@
 """The files: names and hashes as other programs expect them, equal bytes for equal runs, and diffusers loads them."""
 
+import base64
 import copy
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
@@ -19,7 +22,7 @@ from library.networks.change import Change
 from library.networks.factors import exact_lora, lora
 from library.networks.file import layouts, save_network, write_network
 from library.networks.loading import load_network
-from library.networks.metadata import TIME_FIELDS, Description, describe, guide, trained_alpha
+from library.networks.metadata import TIME_FIELDS, Description, describe, guide, thumbnail, trained_alpha
 from tests.networks.support import both, diffusers_output, inputs, network_on, relative
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -238,6 +241,16 @@ def test_metadata_says_what_programs_and_inference_read() -> None:
     minimal = describe(DESCRIPTION, minimal=True)
     assert guide(minimal) == said
     assert "influx_config" not in minimal and "modelspec.title" not in minimal
+
+
+def test_preview_picture_is_small_and_whole(tmp_path) -> None:
+    Image.effect_noise((2000, 1000), 90).save(tmp_path / "p.png")
+    url = thumbnail(tmp_path / "p.png")
+    written = describe(Description("x", thumbnail=url))
+    head, _, data = written["modelspec.thumbnail"].partition(",")
+    assert head == "data:image/jpeg;base64" and json.loads(written["ssmd_cover_images"]) == [data]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (384, 192)
+    assert sum(map(len, written.values())) < 2**19
 
 
 def test_guide_of_a_foreign_file_is_empty() -> None:

@@ -64,6 +64,8 @@ class SavingTable(Table):
     """Tags in the metadata."""
     trigger_words: Strings = key((), rerun=True)
     """Words that call the network up, for the metadata and the model card."""
+    metadata_thumbnail: FilePath | None = key(None, path="path", exists="train", rerun=True)
+    """A picture for the metadata, which model browsers show; it is made small."""
     training_comment: str | None = key(None, rerun=True)
     """A note in the metadata."""
     push_to_hub: bool = key(False, rerun=True)
