@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from library.config import load
+from library.models.shape import axes_for
 from library.training import assemble, processes, rates
 from library.training.equipment import equip
 from library.training.loop import Trainer
@@ -77,9 +78,8 @@ def prepare(folder: Path, size: Size) -> None:
 
     from tests.tiny import tiny_base
 
-    axes = (size.head_dim - 2 * (size.head_dim * 7 // 16), *[size.head_dim * 7 // 16] * 2)
     shape = {"heads": size.heads, "head_dim": size.head_dim, "double": size.double, "single": size.single}
-    tiny_base(folder / "base", axes=axes, **shape)
+    tiny_base(folder / "base", axes=axes_for(size.head_dim), **shape)
     for name in ("images", "captions"):
         (folder / name).mkdir()
     for number in range(8):

@@ -19,6 +19,7 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 NF4_BLOCK = 64
 NF4_GROUP = 256
+ROWS_AT_ONCE = 1024
 INT8_MINIMUM_ROWS = 17
 """torch._int_mm on CUDA wants more than 16 rows."""
 
@@ -39,9 +40,14 @@ class RowScaled(Storage):
 
     @classmethod
     def encode(cls, weight: Tensor, layout: Layout) -> Tensors:
-        weight = weight.float()
-        scale = _up_to_bf16(weight.abs().amax(dim=1, keepdim=True) / cls.largest)
-        return {"values": cls.rounded(weight / scale.float()), "scale": scale}
+        values = torch.empty(layout["values"][0], dtype=cls.values, device=weight.device)
+        scale = torch.empty(layout["scale"][0], dtype=torch.bfloat16, device=weight.device)
+        # A few rows at a time, so that no second copy of the weight in fp32 exists.
+        for rows in (slice(start, start + ROWS_AT_ONCE) for start in range(0, len(weight), ROWS_AT_ONCE)):
+            part = weight[rows].to(torch.float32, copy=True)
+            scale[rows] = _up_to_bf16(part.abs().amax(dim=1, keepdim=True) / cls.largest)
+            values[rows] = cls.rounded(part.div_(scale[rows].float()))
+        return {"values": values, "scale": scale}
 
     @classmethod
     def rounded(cls, scaled: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ class FluxShape:
     axes_dim: tuple[int, int, int] = (16, 56, 56)
 
     def __post_init__(self) -> None:
-        if self.hidden % self.heads or sum(self.axes_dim) != self.head_dim:
+        odd = any(width % 2 for width in self.axes_dim)
+        if self.hidden % self.heads or sum(self.axes_dim) != self.head_dim or odd:
             raise ModelError(
                 f"a FLUX transformer of width {self.hidden} with {self.heads} heads and rotary axes {self.axes_dim}:"
-                " the width must be a multiple of the heads, and the axes must add up to the width of a head"
+                " the width must be a multiple of the heads, and the axes even and add up to the width of a head"
             )
 
     @property

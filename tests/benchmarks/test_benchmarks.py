@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, lowvram, step
+from benchmarks import counters, loading, lowvram, precision, step
 from library.models.shape import FluxShape
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -69,3 +69,31 @@ def test_step_ratio_of_equal_work_is_one() -> None:
 def test_the_trainers_overhead() -> None:
     ratio, spread = step.run(step.Size(), repeats=15)
     assert ratio - spread <= step.GATE
+
+
+def test_the_recorded_loss_over_each_precision_is_that_of_bf16() -> None:
+    record = json.loads((RESULTS / "precision_nano.json").read_text(encoding="utf-8"))
+    assert record["seeds"] >= 3 and set(record["losses"]) == set(precision.PRECISIONS)
+    assert all(record["means"][name] < 0.5 * record["untrained"] for name in precision.PRECISIONS)
+    assert all(abs(difference) <= record["band"] for difference in record["difference_from_bf16"].values())
+    assert "nf4" in precision.table(record)
+
+
+def test_a_lora_learns_over_a_quantised_nano_base() -> None:
+    record = precision.run(steps=6, seeds=1, num_train=8, num_held_out=4)
+    assert all(means < record["untrained"] for means in record["means"].values())
+
+
+def test_loading_stays_below_the_bar(tmp_path) -> None:
+    loading.write_checkpoint(tmp_path / "toy.safetensors", hidden=1024, double=1, single=1)
+    loaded = loading.measure(tmp_path / "toy.safetensors", "int8", streamed=True)
+    assert loaded.final_gb < 0.9 * loaded.file_gb
+    # The allowance of one gigabyte is for the real size: a toy must do without it.
+    assert loaded.peak_gb <= loaded.final_gb + 3 * loaded.largest_gb + 0.15
+
+
+@pytest.mark.parametrize("way", ["bf16", "int8", "nf4"])
+def test_the_recorded_loading_of_gigabytes_stays_below_the_bar(way) -> None:
+    records = json.loads((RESULTS / "loading.json").read_text(encoding="utf-8"))
+    of_this = [loading.Loaded(**record) for record in records if record["precision"] == way]
+    assert of_this and all(loaded.file_gb > 2 and loaded.peak_gb <= loaded.bar_gb for loaded in of_this)
