@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tiny import tiny_base
-from tests.training.project import Project, make_pairs, make_project
+from tests.training.project import Project, make_project
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +22,3 @@ def cached(tmp_path_factory, base):
 def project(cached, tmp_path) -> Project:
     """A project whose outputs go to the test's own folder, on the shared cache."""
     return Project(cached.root, cached.base, settings={"output_dir": tmp_path / "out"})
-
-
-__all__ = ["make_pairs"]
