@@ -92,6 +92,7 @@ def test_a_second_run_waits_for_the_first_and_says_for_whom(configured, tmp_path
     assert len(open_cache(run).items) == 4
 
 
+@pytest.mark.slow
 def test_two_data_sets_at_once_share_a_folder(configured, tmp_path) -> None:
     write_pairs(tmp_path / "data", 8)
     mask = 'image_dir = "data/train_A"\nmask_dir = "data/masks"\ninstance_prompt = "red"\nmode = "mask"'

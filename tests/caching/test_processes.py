@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from library import caching
 from library.data.cached import open_cache
 from library.data.store import entry_facts
 from tests.caching.conftest import EDIT, write_pairs
@@ -20,10 +21,10 @@ def test_two_processes_make_what_one_makes(configured, tmp_path) -> None:
     (tmp_path / "p.txt").write_text("red circle --ci data/train_A/0.png\n")
     run = configured(EDIT, rest='[sampling]\nsample_prompts = "p.txt"')
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    alone = [sys.executable, "influx_cache.py", "--config_file", str(tmp_path / "run.toml")]
+    command = ["influx_cache.py", "--config_file", str(tmp_path / "run.toml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     together = subprocess.run(
-        [*launch, *alone[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert together.returncode == 0, together.stderr
     made = contents(tmp_path / "cache")
@@ -32,5 +33,5 @@ def test_two_processes_make_what_one_makes(configured, tmp_path) -> None:
     parts = sorted(len(entry_facts(path)) for path in shards)
     assert parts == [1, 5, 5], parts  # two halves of the items, and the preview
     (tmp_path / "cache").rename(tmp_path / "together")
-    assert subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, timeout=300).returncode == 0
+    assert caching.run(run) == 0
     assert contents(tmp_path / "cache") == made
