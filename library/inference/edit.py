@@ -25,7 +25,7 @@ from library.memory.device import choose_device, release
 from library.models import setup
 from library.models.base import Base
 from library.models.flux import FluxTransformer
-from library.models.text import TextEmbeddings
+from library.models.text import TextEmbeddings, wants_layerwise
 from library.models.vae import Parts, Vae
 from library.networks.clip import merge_text
 from library.networks.loading import apply_networks, load_network
@@ -41,6 +41,7 @@ from library.sampling.pixels import (
 )
 
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PROMPTS_AT_ONCE = 8
 VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -96,14 +97,21 @@ def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts)
 
 def _encode_prompts(plan: Plan, table: CacheTable, base: Base, device: torch.device) -> dict[str, TextEmbeddings]:
     """Every distinct prompt's embeddings (a batch of one each), on the CPU."""
-    encoders = base.load_text_encoders(device, torch.float32 if table.t5xxl_precision == "fp32" else torch.bfloat16)
+    dtype = torch.float32 if table.t5xxl_precision == "fp32" else torch.bfloat16
+    layerwise = wants_layerwise(table.t5xxl_layer_by_layer, device)
+    encoders = base.load_text_encoders(device, dtype, layerwise, table.t5xxl_precision)
     merge_text(encoders.clip, [(load_network(use.path), use.strength) for use in plan.networks])
+    prompts = list(dict.fromkeys(request.picture.prompt for request in plan.requests))
+    at_once = encoders.captions_at_once if layerwise else PROMPTS_AT_ONCE
     found = {}
-    for prompt in dict.fromkeys(request.picture.prompt for request in plan.requests):
-        encoded = encoders.encode([prompt], plan.token_length)
-        if encoded.truncated[0]:
-            print(f"longer than {plan.token_length} tokens, not seen by the model: {encoded.truncated[0]}")
-        found[prompt] = encoded.embeddings.to("cpu")
+    for start in range(0, len(prompts), at_once):
+        some = prompts[start : start + at_once]
+        encoded = encoders.encode(some, plan.token_length)
+        t5, pooled = encoded.embeddings.t5.cpu(), encoded.embeddings.pooled.cpu()
+        for row, (prompt, lost) in enumerate(zip(some, encoded.truncated)):
+            found[prompt] = TextEmbeddings(t5[row : row + 1], pooled[row : row + 1])
+            if lost:
+                print(f"longer than {plan.token_length} tokens, not seen by the model: {lost}")
     del encoders
     release(device)
     return found

@@ -68,6 +68,11 @@ class Plan:
         """Where the results go."""
         return self.requests[0].output.parent
 
+    @property
+    def largest_canvas(self) -> tuple[int, int]:
+        """The size of the largest picture while it is edited."""
+        return max((request.fit.canvas for request in self.requests), key=lambda size: size[0] * size[1])
+
     def settings_of(self, request: Request, base_name: str | None) -> dict[str, object]:
         """What a result's file says about how it was made. Files are named without their folders."""
         settings: dict[str, object] = {
