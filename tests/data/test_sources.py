@@ -6,10 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from library.config import load
 from library.data.ledger import Ledger
+from library.data.pictures import pictures_of
 from library.data.plan import Plan, make_plan
 from library.data.recipe import ImageEncoding
 from library.errors import UserError
@@ -192,3 +195,23 @@ def test_what_is_wrong_with_a_hugging_face_data_set_is_said(change, reason, parq
         subset = subset.replace(f'"{old}"', f'"{new}"') if old != "mode" else subset.replace("mode", new)
     with pytest.raises(UserError, match=reason):
         plan(tmp_path, subset)
+
+
+def test_masks_with_alpha_and_of_one_value_are_said(data: Path, tmp_path: Path) -> None:
+    Image.new("L", (64, 64), 255).save(data / "masks" / "0.png")
+    mask = Image.open(data / "masks" / "1.png").convert("RGBA")
+    mask.save(data / "masks" / "1.png")
+    subset = 'image_dir = "data/train_A"\nmask_dir = "data/masks"\ninstance_prompt = "red"\nmode = "mask"'
+    said = " ".join(plan(tmp_path, subset).notices)
+    assert "masks/0.png: a mask of one value" in said and "masks/1.png: a mask with an alpha channel" in said
+
+
+def test_the_alpha_channel_as_mask_keeps_the_colours_under_it(data: Path, tmp_path: Path) -> None:
+    alpha = Image.new("L", (64, 64), 255)
+    alpha.paste(0, (0, 0, 32, 64))
+    for number in range(4):
+        Image.merge("RGBA", (*picture(number).split(), alpha)).save(data / "train_A" / f"{number}.png")
+    subset = 'image_dir = "data/train_A"\nalpha_mask = true\ninstance_prompt = "red"\nmode = "mask"'
+    made = pictures_of(plan(tmp_path, subset).items[1].first)
+    assert np.array_equal(np.asarray(made.source), np.asarray(picture(1)))
+    assert made.masks[0][:, :32].all() and not made.masks[0][:, 32:].any()
