@@ -14,7 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save_file
 from torch import Tensor
 
-from library.errors import UserError
+from library.errors import DiskError, UserError
 from library.files import atomic_folder, sha256_file
 from library.training.saving import MANIFEST, STATE_SUFFIX
 
@@ -72,11 +72,18 @@ def save(folder: Path, state: RunState) -> None:
     with _making_room(folder, retired), atomic_folder(folder) as temporary:
         for part, tensors in state.tensors.items():
             plain = {name: _plain(tensor) for name, tensor in tensors.items()}
-            save_file(plain, temporary / f"{part}.safetensors")
+            _write(plain, temporary / f"{part}.safetensors", folder)
         scalars = {"format": FORMAT, **state.scalars}
         (temporary / SCALARS).write_text(json.dumps(scalars, indent=1, allow_nan=True), encoding="utf-8")
         hashes = {file.name: sha256_file(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+
+
+def _write(tensors: dict[str, Tensor], path: Path, folder: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # the library's own word for a full disk
+        raise DiskError(f"cannot write {folder}: {error}; free some space or choose another output_dir") from error
 
 
 class _making_room:

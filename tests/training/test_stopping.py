@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -160,3 +161,22 @@ def test_a_read_only_folder_is_found_before_any_model_is_loaded(project, tmp_pat
     monkeypatch.setattr(setup, "load", lambda *_: pytest.fail("weights were loaded"))
     assert project.train(output_dir=tmp_path / "blocked" / "out") == 5
     assert "blocked" in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_last_state(project, tmp_path):
+    """A limit on the size of files stands for a full disk: exit code 5, nothing half written, and the run goes on."""
+    options = {"network_dim": 32, "max_train_steps": 6, "save_every_n_steps": 2}
+    out = tmp_path / "out"
+
+    def limited() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+        return project.train(**options)
+
+    assert forked.finish(project, out, **{**options, "max_train_steps": 3}) == 0
+    before = sorted(path.name for path in out.iterdir())
+    assert forked.wait(forked.start(limited)) == 5
+    assert [name for name in before if name not in {path.name for path in out.iterdir()}] == []
+    assert not [path.name for path in out.iterdir() if "influx-tmp" in path.name]
+    assert forked.finish(project, out, **options) == 0
+    assert forked.finish(project, tmp_path / "whole", **options) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
