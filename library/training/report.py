@@ -18,6 +18,12 @@ FILE = "report.html"
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MAX_POINTS = 1500  # per curve: more cannot be seen, and the page is rewritten often
 PICTURE_SIDE = 512
+_SCORE_NAMES = {
+    "validation_psnr": "Held-out pictures: PSNR, dB",
+    "validation_ssim": "Held-out pictures: SSIM",
+    "validation_colour_distance": "Held-out pictures: colour distance",
+    "validation_lpips": "Held-out pictures: LPIPS",
+}
 MAX_ROWS = 40  # preview rows in the page; the files keep all
 
 
@@ -103,7 +109,7 @@ def _charts(metrics: list[dict]) -> list[dict]:
         ("Loss", ["loss"], True),
         ("Learning rate", [name for name in names if name.startswith("lr/")], False),
         ("Validation loss", [name for name in names if name.startswith("validation_loss")], False),
-        ("Held-out pictures", [n for n in names if n.startswith("validation_") and "loss" not in n], False),
+        *((_SCORE_NAMES.get(name, name), [name], False) for name in names if _is_score(name)),
         ("Gradient norm", ["gradient_norm"], True),
         ("Seconds per step", ["seconds"], True),
         ("Peak GPU memory, GB", ["vram_gb"], False),
@@ -115,6 +121,10 @@ def _charts(metrics: list[dict]) -> list[dict]:
         if curves:
             charts.append({"title": title, "series": curves, "smooth": smooth})
     return charts
+
+
+def _is_score(name: str) -> bool:
+    return name.startswith("validation_") and not name.startswith("validation_loss")
 
 
 def _curve(metrics: list[dict], name: str) -> list[tuple[int, float]]:
