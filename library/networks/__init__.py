@@ -1,8 +1,9 @@
 """WHAT IS TRAINED: networks on the linears of the base model, and the files they travel in.
 
 Reading order: parts (names of the linears), arguments (what the user wrote), targets (which linears), factors (the
-arithmetic), dropout, lora, dense, lycoris (the adapters), network (all of them on a model), names, file, metadata (what
-is written), loading (what is read and applied), workflow (the ComfyUI graph beside a file).
+arithmetic), dropout, lora, dense, lycoris (the adapters), network (all of them on a model), clip (CLIP-L's); names,
+change, metadata, file (what is written), loading, warm_start (what is read and applied), graph, workflow (the ComfyUI
+graph beside a file); acceptance, surgery, baking (what the tools do to files).
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     adapters: dict[str, Adapter] = {}
     for target in settled.targets:
         adapter = make(settled, target, linears[target.module], draws, seed)
-        adapters[target.module] = adapter.to(home_of(transformer, target.module))
+        adapters[target.module] = adapter.to(home_of(transformer, target.module, linears[target.module]))
     if settled.x_embedder:
         linear = linears["img_in"]
         adapters["img_in"] = DenseAdapter(

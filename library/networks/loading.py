@@ -99,9 +99,9 @@ def change_of(factors: Factors, linear: Linear, rows: Rows) -> Tensor:
     return moved.delta(base)
 
 
-def home_of(transformer: FluxTransformer, module: str) -> torch.device:
+def home_of(transformer: FluxTransformer, module: str, linear: Linear) -> torch.device:
     """Where a linear computes, which is where its adapter lives: a streamed weight is stored elsewhere meanwhile."""
-    return transformer.linears()[module].device if is_modulation(module) else transformer.device
+    return linear.device if is_modulation(module) else transformer.device
 
 
 class Applied:
@@ -130,12 +130,12 @@ def apply_networks(transformer: FluxTransformer, networks: Sequence[tuple[Loaded
         for (module, rows), factors in network.change.entries.items():
             linear = linears[module]
             adapter = adapters.setdefault(module, AppliedAdapter(linear))
-            home = home_of(transformer, module)
+            home = home_of(transformer, module, linear)
             tensors = {name: tensor.to(home) for name, tensor in factors.tensors.items()}
             adapter.pieces.append((rows, Factors(factors.kind, tensors, factors.alpha), strength))
         for module, bias in network.change.biases.items():
             adapter = adapters.setdefault(module, AppliedAdapter(linears[module]))
-            adapter.biases.append((bias.to(home_of(transformer, module)), strength))
+            adapter.biases.append((bias.to(home_of(transformer, module, linears[module])), strength))
     for module, adapter in adapters.items():
         assert linears[module].adapter is None, f"{module} already carries a network"
         linears[module].adapter = adapter

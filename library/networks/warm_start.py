@@ -45,13 +45,15 @@ def read(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> WarmStart 
         if module not in linears:
             raise ConfigError(f"network_weights: {loaded.path} changes {module}, which the base model does not have")
         rank = max(_pair_rank(loaded, module, pieces, table.network_layout), 1)
+        ranks[module] = rank
+        covered |= set(_covered(module, pieces, linears[module]))
+        if pieces[0][1].kind in ("oft", "full"):
+            continue  # neither has a scale to keep
         alpha = trained_alpha(loaded.metadata, module)
         if alpha is None and pieces[0][1].alpha is not None and "influx_trained_alpha" not in loaded.metadata:
             alpha = pieces[0][1].scale * rank
-        ranks[module] = rank
         if alpha is not None:
             alphas[module] = (alpha, rank)
-        covered |= set(_covered(module, pieces, linears[module]))
     if not table.dim_from_weights:
         return WarmStart(loaded.path, loaded, Inherited({}, {} if table.changed("network_alpha") else alphas, None))
     return WarmStart(loaded.path, loaded, Inherited(ranks, alphas, frozenset(covered)))
@@ -59,8 +61,8 @@ def read(table: NetworkTable, linears: dict[str, tuple[int, int]]) -> WarmStart 
 
 def _pair_rank(loaded: LoadedNetwork, module: str, pieces: list[tuple[Rows, Factors]], layout: str) -> int:
     """The rank one pair of the network has, in the file's own layout or split out of a block-diagonal merge."""
-    if any(factors.kind == "full" for _, factors in pieces):
-        return pieces[0][1].rank
+    if pieces[0][1].kind == "oft":
+        return pieces[0][1].tensors["oft_blocks"].shape[1]
     if layout == "split" and len(pieces) == 1 and pieces[0][1].kind == "lora":
         members = _members(loaded, module, pieces[0][0])
         changed = [rows for rows in members if bool((pieces[0][1].tensors[UP][rows[0] : rows[1]] != 0).any())]
