@@ -1,6 +1,7 @@
 """What the tools for network files share: their options, and errors as plain messages with exit codes."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: argparse.Argum
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def new_file(path: Path) -> Path:
