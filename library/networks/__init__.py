@@ -80,7 +80,9 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     adapters: dict[str, Adapter] = {}
     for target in settled.targets:
         adapter = make(settled, target, linears[target.module], draws, seed)
-        adapters[target.module] = adapter.to(home_of(transformer, target.module, linears[target.module]))
+        home = home_of(transformer, target.module, linears[target.module])
+        is_there = all(parameter.device == home for parameter in adapter.parameters())
+        adapters[target.module] = adapter if is_there else adapter.to(home)
     if settled.x_embedder:
         linear = linears["img_in"]
         adapters["img_in"] = DenseAdapter(

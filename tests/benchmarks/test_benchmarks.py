@@ -86,8 +86,8 @@ def test_a_lora_learns_over_a_quantised_nano_base() -> None:
 
 def test_loading_stays_below_the_bar(tmp_path) -> None:
     loading.write_checkpoint(tmp_path / "toy.safetensors", hidden=1024, double=1, single=1)
-    loaded = loading.measure(tmp_path / "toy.safetensors", "int8", streamed=True)
-    assert loaded.final_gb < 0.9 * loaded.file_gb
+    loaded = loading.measure(tmp_path / "toy.safetensors", "int8", streamed=False)
+    assert loaded.final_gb < 0.7 * loaded.file_gb
     # The allowance of one gigabyte is for the real size: a toy must do without it.
     assert loaded.peak_gb <= loaded.final_gb + 3 * loaded.largest_gb + 0.15
 

@@ -9,19 +9,26 @@ from PIL import Image
 from library.config.tables.model import ModelTable
 from library.models.base import Base
 from tests.tiny import tiny_base
+from tools.fill_circles import draw_circle, draw_target
 from tools.verify_base import gaussian_loss, verify
 
 NANO = Path(__file__).resolve().parents[2] / "nano"
 
 
+CIRCLE = draw_circle(0, "train", 3, 64, 64)
+
+
 def run(folder: Path, output: Path) -> bool:
+    """Verify with a picture of the kind that the nano base was trained on."""
     base = Base.open(ModelTable(pretrained_model_name_or_path=str(folder)))
-    return verify(base, None, output, 64, "red circle with blue background", compare=True)
+    draw_target(CIRCLE).save(output / "picture.png")
+    return verify(base, output / "picture.png", output, 64, CIRCLE.prompt, compare=True)
 
 
 def test_the_nano_base_passes(tmp_path, capsys) -> None:
-    assert run(NANO, tmp_path)
+    passed = run(NANO, tmp_path)
     said = capsys.readouterr().out
+    assert passed, said
     assert "(equal)" in said and said.count("(ok)") == 4 and "everything passed" in said
     assert Image.open(tmp_path / "inpainted.png").size == (64, 64)
 
