@@ -19,6 +19,7 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
 NF4_BLOCK = 64
 NF4_GROUP = 256
+NF4_AT_ONCE = 1 << 22
 ROWS_AT_ONCE = 1024
 INT8_MINIMUM_ROWS = 17
 """torch._int_mm on CUDA wants more than 16 rows."""
@@ -138,12 +139,18 @@ class Nf4(Storage):
     def encode(cls, weight: Tensor, layout: Layout) -> Tensors:
         from bitsandbytes import functional
 
-        packed, state = functional.quantize_4bit(
-            weight.contiguous(), blocksize=NF4_BLOCK, compress_statistics=True, quant_type="nf4"
-        )
+        # In pieces: bitsandbytes' arithmetic on a CPU needs many times the weight. The block maxima are quantised
+        # over the whole weight, as it does itself.
+        parts = [
+            functional.quantize_4bit(piece, blocksize=NF4_BLOCK, quant_type="nf4")
+            for piece in weight.contiguous().flatten().split(NF4_AT_ONCE)
+        ]
+        absmax = torch.cat([state.absmax for _, state in parts])
+        offset = absmax.mean()
+        quantised, nested = functional.quantize_blockwise(absmax - offset, blocksize=NF4_GROUP)
         return {
-            "packed": packed, "absmax": state.absmax, "absmax_scale": state.state2.absmax,
-            "absmax_code": state.state2.code, "offset": state.offset, "code": state.code,
+            "packed": torch.cat([packed for packed, _ in parts]), "absmax": quantised, "absmax_scale": nested.absmax,
+            "absmax_code": nested.code, "offset": offset, "code": parts[0][1].code,
         }  # fmt: skip
 
     def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
