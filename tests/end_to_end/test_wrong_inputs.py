@@ -50,7 +50,7 @@ class Wrong:
 
 MISTAKES = {
     "a typo in a key": Wrong(
-        lambda p: replaced(p, "learning_rate = 2e-3", "learning_rat = 2e-3"),
+        lambda p: replaced(p, "learning_rate = 6e-3", "learning_rat = 6e-3"),
         "influx_train.py", ("quickstart.toml", "learning_rat", "learning_rate"),
     ),
     "a typo on the command line": Wrong(
@@ -64,7 +64,7 @@ MISTAKES = {
         lambda p: replaced(p, "network_dim = 64  ", "network_dim = 0  "), "influx_train.py", ("network_dim", "0"),
     ),
     "broken TOML": Wrong(
-        lambda p: replaced(p, 'mode = "edit"', 'mode = "edit'), "influx_cache.py", ("quickstart.toml:13", "no TOML"),
+        lambda p: replaced(p, 'mode = "edit"', 'mode = "edit'), "influx_cache.py", ("quickstart.toml:16", "no TOML"),
     ),
     "no such base": Wrong(
         lambda p: replaced(p, '"../nano"', '"../nana"'), "influx_cache.py", ("nana",),
