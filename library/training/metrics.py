@@ -18,10 +18,9 @@ class Metrics:
     def __init__(self, folder: Path, from_step: int):
         """Continues the file after `from_step`: lines of later steps belong to work that is done again."""
         self.path = folder / FILE
-        kept = [line for line in read(self.path) if line["step"] <= from_step]
+        kept = [line for line in read(self.path) if line["step"] <= from_step]  # without a line that a kill cut
         self.losses: deque[float] = deque((line["loss"] for line in kept if "loss" in line), maxlen=AVERAGE_OVER)
-        if from_step == 0 or len(kept) != len(read(self.path)):
-            atomic_write(self.path, "".join(_line(values) for values in kept))
+        atomic_write(self.path, "".join(_line(values) for values in kept))
         self._file = open(self.path, "a", encoding="utf-8")
 
     def loss(self, value: float) -> float:

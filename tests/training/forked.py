@@ -2,28 +2,46 @@
 
 import os
 import signal
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import library.training.job  # noqa: F401  (loaded once here, so that no child has to)
 from tests.training.project import Project
 
 PATIENCE = 120.0
 
 
 def start(job: Callable[[], int]) -> int:
-    """Run `job` in a child and return its process id."""
+    """Run `job` in a child and return its process id. What it says on stderr is kept for `said`."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             quiet = os.open(os.devnull, os.O_WRONLY)
+            words = os.open(_log(os.getpid()), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(quiet, 1)
-            os.dup2(quiet, 2)
+            os.dup2(words, 2)
             code = job()
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+            raise
         finally:
             os._exit(code)
     return child
+
+
+def _log(child: int) -> Path:
+    return Path(tempfile.gettempdir()) / f"influx-test-child-{child}.log"
+
+
+def said(child: int) -> str:
+    """The end of what a child wrote to stderr; forgets it."""
+    text = _log(child).read_text(encoding="utf-8", errors="replace") if _log(child).exists() else ""
+    _log(child).unlink(missing_ok=True)
+    return text[-3000:]
 
 
 def wait(child: int) -> int:
@@ -40,8 +58,12 @@ def wait(child: int) -> int:
 
 
 def finish(project: Project, output: str | Path, **options: object) -> int:
-    """Run to the end in a child."""
-    return wait(start(lambda: project.train(output_dir=output, **options)))
+    """Run to the end in a child; says what went wrong if it does not end well."""
+    child = start(lambda: project.train(output_dir=output, **options))
+    code = wait(child)
+    words = said(child)
+    assert code in (0, 2, 3, 4, 5, 130, 143), words
+    return code
 
 
 def until(condition: Callable[[], bool], child: int) -> None:
