@@ -89,6 +89,8 @@ def _set_up_output() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("influx", "library"):
         logging.getLogger(name).setLevel(level)
+    # on CPUs it asks for a package that would fetch code from the hub; InFlux does not want it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _set_up_process(run: Run) -> None:
