@@ -73,7 +73,16 @@ def _as_disk_error(path: Path | str) -> Iterator[None]:
 
 def _temporary_name(path: Path) -> Path:
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:24]
-    return path.with_name(f"{path.name[:120]}{TEMPORARY_MARK}{host}-{os.getpid()}-{os.urandom(4).hex()}")
+    owner = f"{host}-{os.getpid()}-{_started(os.getpid())}"
+    return path.with_name(f"{path.name[:120]}{TEMPORARY_MARK}{owner}-{os.urandom(4).hex()}")
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks: tells it from a later one with the same number. "" if unknown."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _umask() -> int:
@@ -151,19 +160,21 @@ def sweep_leftovers(folder: Path | str) -> list[str]:
     removed = []
     if not folder.is_dir():
         return removed
-    host = _temporary_name(Path("x")).name.split(TEMPORARY_MARK)[1].rsplit("-", 2)[0]
+    host = _temporary_name(Path("x")).name.split(TEMPORARY_MARK)[1].rsplit("-", 3)[0]
     for entry in folder.iterdir():
         if TEMPORARY_MARK not in entry.name:
             continue
-        owner, pid, _ = entry.name.split(TEMPORARY_MARK)[1].rsplit("-", 2)
-        if owner != host or not pid.isdigit() or (_alive(int(pid)) and int(pid) != os.getpid()):
+        owner, pid, started, _ = entry.name.split(TEMPORARY_MARK)[1].rsplit("-", 3)
+        if owner != host or not pid.isdigit() or _alive(int(pid), started):
             continue
         shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
         removed.append(entry.name)
     return removed
 
 
-def _alive(pid: int) -> bool:
+def _alive(pid: int, started: str) -> bool:
+    if started and _started(pid) not in ("", started):
+        return False
     if os.name == "nt":
         return True
     try:

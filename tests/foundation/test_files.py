@@ -77,6 +77,17 @@ def test_a_killed_writer_is_swept_and_a_living_one_is_not(tmp_path: Path) -> Non
     assert names(tmp_path) == []
 
 
+def test_a_leftover_whose_process_number_is_in_use_again_is_swept(tmp_path: Path) -> None:
+    made: list[str] = []
+    atomic_write(tmp_path / "a", lambda path: (made.append(path.parent.name), path.write_bytes(b""))[1])
+    owner, pid, started, mark = made[0].rsplit("-", 3)
+    assert int(pid) == os.getpid() and started.isdigit()
+    ours, earlier = made[0], f"{owner}-{pid}-{int(started) - 1}-{mark}"
+    for name in (ours, earlier):
+        (tmp_path / name).mkdir()
+    assert sweep_leftovers(tmp_path) == [earlier] and names(tmp_path) == sorted(["a", ours])
+
+
 def test_a_full_disk_is_a_plain_error(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="No space left"):
         atomic_write(tmp_path / "a", lambda path: Path("/dev/full").write_bytes(b"x" * 100_000))
