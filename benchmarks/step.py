@@ -106,7 +106,7 @@ def steps_of(config: Path) -> Iterator[tuple[Callable[[], None], Trainer]]:
 
         transformer = setup.load(site.base.transformer_file, device, torch.float32, run.memory)
         setup.set_up_training(transformer, run.memory)
-        trained = assemble.make_trained(run, choice, transformer, world, site.mixed, site.start.seed, None)
+        trained = assemble.make_trained(run, choice, transformer, None, world, site.mixed, site.start.seed, None)
         data = assemble.make_data(site.dataset, world, trained.progress, site.start.seed, None, 0)
         schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
         objective = Objective(run.training, site.start.seed)
