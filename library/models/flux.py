@@ -172,15 +172,21 @@ class FluxTransformer(nn.Module):
         found += [block.modulation.lin for block in self.single_blocks]
         return [*found, self.final_layer.adaLN_modulation[1]]
 
+    def vector_linears(self) -> list[Linear]:
+        """Every linear that acts on one vector per sample: the embedders of time, guidance and text, and modulation."""
+        embedders = [one for one in (self.time_in, self.guidance_in, self.vector_in) if one is not None]
+        return [*(layer for one in embedders for layer in (one.in_layer, one.out_layer)), *self.modulation_linears()]
+
     def _vector(self, timestep: Tensor, guidance: Tensor | None, pooled: Tensor) -> Tensor:
-        """The conditioning vector (B, h) of time, guidance and pooled text."""
+        """The conditioning vector (B, h) of time, guidance and pooled text, where the embedders are."""
         if (guidance is None) == self.shape.guidance:
             raise ValueError(f"guidance={guidance} for a transformer with guidance={self.shape.guidance}")
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
-        vector = self.time_in(timestep_embedding(timestep.to(exact)).to(self.dtype))
+        home = self.time_in.in_layer.device
+        vector = self.time_in(timestep_embedding(timestep.to(home, exact)).to(self.dtype))
         if guidance is not None:
-            vector = vector + self.guidance_in(timestep_embedding(guidance.to(exact)).to(self.dtype))
-        return vector + self.vector_in(pooled.to(self.dtype))
+            vector = vector + self.guidance_in(timestep_embedding(guidance.to(home, exact)).to(self.dtype))
+        return vector + self.vector_in(pooled.to(home, self.dtype))
 
     def _rotation_table(self, image_ids: Tensor) -> Tensor:
         """The rotations of these ids, remembered as long as the caller keeps the ids tensor."""

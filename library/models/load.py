@@ -29,7 +29,7 @@ class Residence:
     precision: 'bf16', 'fp16', 'fp32', 'int8', 'fp8' or 'nf4'; the kept modules have the activations' dtype.
     keep: patterns of modules that stay unquantised, beyond the built-in table.
     blocks_to_swap: how many blocks are streamed from host memory. ring: how many the device holds at once.
-    modulation_on_cpu: the modulation weights stay in host memory and compute there.
+    modulation_on_cpu: modulation and the embedders it depends on stay in host memory and compute there.
     """
 
     precision: str = "bf16"
@@ -91,7 +91,7 @@ class Places:
         self.device = device
         self.modules = dict(model.named_modules())
         self.paths = {id(module): path for path, module in self.modules.items()}
-        self.on_cpu = {id(linear) for linear in model.modulation_linears()} if residence.modulation_on_cpu else set()
+        self.on_cpu = {id(linear) for linear in model.vector_linears()} if residence.modulation_on_cpu else set()
         self.host_blocks: dict[int, HostBlock] = {}
         for index in spread(residence.blocks_to_swap, len(model.blocks())) if residence.blocks_to_swap else []:
             self.host_blocks[index] = self._host_block(model.streamed_linears(index))

@@ -1,6 +1,6 @@
 """The data as the loop sees it: windows of micro-steps, each with the batches that are this process's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from library.data.batches import Batch, prefetched
@@ -37,11 +37,15 @@ class Window:
 
 
 class TrainingData:
-    """A cached data set, cut into epochs for this process."""
+    """A cached data set, cut into epochs for this process.
+
+    on_read: called with every batch and its place as soon as it is read, in the thread that reads ahead.
+    """
 
     def __init__(self, dataset: CachedDataset, epochs: Epochs, world: World, ahead: int = 0):
         self.dataset, self.epochs, self.world = dataset, epochs, world
         self.ahead = max(LEAST_AHEAD, ahead)
+        self.on_read: Callable[[Batch, Place], None] | None = None
 
     def windows(self, progress: Progress, accumulation: int) -> Iterator[Window]:
         """What is left of the present epoch, read ahead in the background."""
@@ -49,18 +53,20 @@ class TrainingData:
         first = progress.micro_step
         shares = [share(group, self.world.rank, self.world.size) for group in groups]
 
+        all_places = [Place(first + i, shares[i].first, group.num_items) for i, group in enumerate(groups)]
+
         def load(index: int) -> Batch:
             group = groups[index]
-            return self.dataset.read(BatchPlan(first + index, group.epoch, shares[index].items, group.size))
+            batch = self.dataset.read(BatchPlan(first + index, group.epoch, shares[index].items, group.size))
+            if self.on_read is not None:
+                self.on_read(batch, all_places[index])
+            return batch
 
         batches = prefetched(load, range(len(groups)), self.ahead)
         try:
             for start in range(0, len(groups), accumulation):
                 chosen = range(start, min(start + accumulation, len(groups)))
-                places = [Place(first + i, shares[i].first, groups[i].num_items) for i in chosen]
-                micros = (
-                    Micro(next(batches), place, shares[i].counts) for i, place in zip(chosen, places, strict=True)
-                )
+                micros = (Micro(next(batches), all_places[i], shares[i].counts) for i in chosen)
                 yield Window(tuple(groups[i] for i in chosen), micros)
         finally:
             batches.close()

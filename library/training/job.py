@@ -64,8 +64,11 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     )
     schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
     objective = Objective(run.training, site.start.seed)
+    predictor = Predictor(transformer, clip)
+    if predictor.works_ahead:
+        data.on_read = lambda batch, place: predictor.prepare(batch, *objective.draw_times(batch, place))
     trainer = Trainer(
-        trained, data, Predictor(transformer, clip), objective, schedule, run.training, run.optimizer, site.world,
+        trained, data, predictor, objective, schedule, run.training, run.optimizer, site.world,
         site.device, run.network.scale_weight_norms,
     )  # fmt: skip
     conduct = equip(site, trainer, transformer) if site.output is not None else None

@@ -81,9 +81,14 @@ class Objective:
         latents = batch.mean.float()
         if batch.std is not None:
             latents = latents + batch.std.float() * self._normal("latent", keys, shape, place)
-        num_tokens = shape[-2] * shape[-1] // 4
+        return Drawn(latents, noise, *self.draw_times(batch, place))
+
+    def draw_times(self, batch: Batch, place: Place) -> tuple[Tensor, Tensor]:
+        """t and guidance (B,) of this micro-step's items: all that modulation depends on beside the text."""
+        keys = occurrences(batch.item_keys)
+        num_tokens = batch.mean.shape[-2] * batch.mean.shape[-1] // 4
         t = timesteps(self._uniform_for_t(keys, place), self.choice, num_tokens)
-        return Drawn(latents, noise, t, self._guidance(keys, place))
+        return t, self._guidance(keys, place)
 
     def _normal(self, purpose: str, keys: list[tuple[str, int]], shape: tuple[int, ...], place: Place) -> Tensor:
         return torch.stack([draws.normal(shape, self.seed, purpose, place.micro_step, *key) for key in keys])

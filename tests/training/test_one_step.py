@@ -120,3 +120,28 @@ def test_loss_and_gradients_equal_peft(base, checkpointing):
         for mine, other in zip(ours[name], theirs[name], strict=True):
             scale = other.abs().max().clamp(min=1e-12)
             assert ((mine - other).abs().max() / scale).item() < 2e-5, name
+
+
+def test_modulation_made_a_batch_ahead_changes_nothing(base):
+    transformer = setup.load(Base.open(ModelTable(pretrained_model_name_or_path=str(base))).transformer_file)
+    build(NetworkTable(network_dim=RANK), transformer, 0).attach()
+    objective, predictor = Objective(TrainingTable(), 3), Predictor(transformer)
+    batch, other, place = made_batch(), made_batch(), Place(5)
+    device = torch.device("cpu")
+    plain = objective.losses(predictor, batch, place, device)
+    assert predictor.modulation_is_frozen and not predictor.works_ahead  # nothing to overlap with on the CPU
+    used = []
+    modulate = transformer.modulate
+    transformer.modulate = lambda *inputs: used.append(1) or modulate(*inputs)
+    predictor.prepare(batch, *objective.draw_times(batch, place))
+    assert len(used) == 1
+    with_another = objective.losses(predictor, other, Place(9), device)  # same position, not the batch it was made for
+    assert len(used) == 2 and not torch.equal(with_another, plain)
+    assert torch.equal(objective.losses(predictor, batch, place, device), plain) and len(used) == 2
+    assert torch.equal(objective.losses(predictor, batch, place, device), plain) and len(used) == 3
+
+
+def test_trained_modulation_is_never_made_ahead(base):
+    transformer = setup.load(Base.open(ModelTable(pretrained_model_name_or_path=str(base))).transformer_file)
+    build(NetworkTable(network_dim=RANK, network_targets="all-linear"), transformer, 0).attach()
+    assert not Predictor(transformer).modulation_is_frozen
