@@ -50,7 +50,7 @@ class MemoryTable(Table):
     )
     """Keep attention outputs while checkpointing: more memory, fewer FLOPs."""
     modulation_on_cpu: bool = key(False, reads="train infer", rerun=True)
-    """Hold the modulation weights (27% of the model) in RAM and compute them on the CPU, a batch ahead while training."""
+    """Hold the modulation weights (27% of the model) in RAM and compute them on the CPU; in training a batch ahead."""
     optimizer_offload: bool = key(False, reads="train", rerun=True)
     """Keep the optimizer's state in RAM."""
     torch_compile: bool = key(False, reads="train infer", rerun=True)
