@@ -161,3 +161,16 @@ def test_mode_in_a_file_stays_the_mode_of_the_data(load_toml, images: Path) -> N
     run = load_toml(text, command="infer")
     assert run.datasets[0].subsets[0].mode == "spatial"
     assert run.inference.inference_mode == "mask"
+
+
+@pytest.mark.parametrize(
+    "words", [["--status", "--preview", "x.html"], ["--verify", "--force"], ["--lint", "--gc"], ["--dry_run", "--lint"]]
+)
+def test_two_calls_at_once_are_refused(words: list[str], data: list[str]) -> None:
+    with pytest.raises(ConfigError, match="are different calls: run one, then the other"):
+        load([*data, *words], "cache")
+
+
+@pytest.mark.parametrize("words", [["--status", "--verify"], ["--dry_run", "--force"], ["--preview", "x.html"]])
+def test_actions_that_go_together_are_not(words: list[str], data: list[str]) -> None:
+    assert load([*data, *words], "cache").command

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 from library.config.table import FilePath, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class CommandTable(Table):
@@ -45,3 +49,13 @@ class CommandTable(Table):
     """List the modules this configuration would train, with parameters and file size; then stop."""
     show_timesteps: bool = key(False, reads="train", command_line_only=True)
     """Plot the density of timesteps this configuration would train on; then stop."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Looking at the cache and changing it are different calls; one of them would not be done."""
+        alone = [name for name in ("dry_run", "lint", "list_modules", "show_timesteps") if getattr(self, name)]
+        upkeep = [name for name in ("status", "gc", "verify") if getattr(self, name)]
+        work = [name for name in ("force", "preview", "fresh") if getattr(self, name)]
+        asked = [*alone, *upkeep[:1], *work[:1]] if alone or upkeep else []
+        if len(asked) > 1 and set(asked) - {"dry_run", "fresh", "force"}:
+            names = " and ".join(f"--{name}" for name in asked)
+            yield asked, f"{names} are different calls: run one, then the other."
