@@ -2,6 +2,7 @@
 
 import torch
 
+from library.conditioning import MODES
 from library.config.resolved import metadata_toml
 from library.config.run import Run
 from library.models.base import Base
@@ -19,6 +20,11 @@ def file_dtype(run: Run, mixed_precision: str) -> torch.dtype:
     if run.saving.save_precision is not None:
         return DTYPES[run.saving.save_precision]
     return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+
+
+def picture_size(bucket: tuple[int, int], modes: tuple[str, ...]) -> tuple[int, int]:
+    """One picture of the largest bucket: in spatial mode the bucket is a canvas of two, and inference is given one."""
+    return bucket[0] // max(MODES[mode].pictures_across for mode in modes), bucket[1]
 
 
 def describe_run(
@@ -43,7 +49,7 @@ def describe_run(
         edit_mask_value=edits[0] if edits else None,
         train_guidance=run.training.guidance_scale,
         sample_guidance=defaults.sample_guidance_scale if guidance is None else guidance,
-        resolution=size,
+        resolution=None if size is None else picture_size(size, modes),
         t5xxl_max_token_length=run.cache.t5xxl_max_token_length or defaults.t5xxl_max_token_length,
         network_module=network.module_name,
         network_dim=run.network.network_dim,

@@ -32,6 +32,7 @@ def test_an_example_runs(name: str, project: Path) -> None:
     (network,) = [path for path in output.glob("*.safetensors") if not path.stem.endswith("_diffusers")]
     header = read_header(network)
     assert header.tensors and header.metadata["influx_modes"]
+    assert header.metadata["influx_resolution"] == "64x64", "of one picture, in spatial mode too"
     assert (output / "config.resolved.toml").exists() and (output / "metrics.jsonl").exists()
 
     succeeded(run_script("influx_infer.py", *config, "--sample_steps", 2, folder=project))
@@ -41,6 +42,7 @@ def test_an_example_runs(name: str, project: Path) -> None:
         assert image.size == (64, 64)
         said = json.loads(image.info["influx"])
     assert said["mode"] in json.loads(header.metadata["influx_modes"])
+    assert said["size"] == "64x64", "pictures are edited at the size they were trained at"
     assert said["steps"] == 2 and said[f"network {network.name}"] == 1
 
 
