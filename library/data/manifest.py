@@ -17,11 +17,11 @@ from library.data.bulk import collection_paused, read_json
 from library.data.plan import Plan
 from library.data.prompts import plain
 from library.data.recipe import TextEncoding, digest
+from library.data.store import MANIFESTS
 from library.errors import CacheError
 from library.files import FileStat, atomic_write, sha256_file
 
 FORMAT_VERSION = 1
-FOLDER = "manifests"
 AT_TRAINING_TIME = frozenset(
     {
         "num_repeats", "subset_weight", "caption_dropout_rate", "caption_dropout_every_n_epochs", "is_reg",
@@ -195,7 +195,7 @@ def source_file(stat: FileStat, sha256: str) -> SourceFile:
 
 def manifest_path(folder: Path, config: dict) -> Path:
     """Where a configuration's manifest lies."""
-    return Path(folder) / FOLDER / f"{config_hash(config)}.json"
+    return Path(folder) / MANIFESTS / f"{config_hash(config)}.json"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
@@ -238,7 +238,7 @@ def read_manifest(path: Path) -> Manifest:
 
 def manifests(folder: Path) -> Iterable[tuple[Path, dict]]:
     """Path and content of every readable manifest in a cache, newest first."""
-    found = sorted((Path(folder) / FOLDER).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+    found = sorted((Path(folder) / MANIFESTS).glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
     for path in found:
         try:
             content = read_json(path)

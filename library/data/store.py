@@ -33,6 +33,7 @@ IMAGES_PER_SHARD = 256
 TEXTS_PER_SHARD = 64
 SHARD_BYTES = 256 << 20  # entries of large pictures make smaller shards, so that a kill loses little
 INDEX = "index.json"
+MANIFESTS = "manifests"
 DAMAGED = ".damaged"
 
 
@@ -158,7 +159,7 @@ class Store:
             raise disk_error(error, self.folder) from error
         try:
             atomic_write(owner, f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%H:%M:%S')}")
-            for group in {self.folder, *((self.folder / name).parent for name in self.shards)}:
+            for group in (self.folder, *(self.folder / name for name in (MANIFESTS, *_groups(self.folder)))):
                 sweep_leftovers(group)
             self.reload()
             yield
@@ -192,12 +193,17 @@ def _owner(path: Path) -> str:
         return "another process"
 
 
-def _shard_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Relative name and stat of every shard below the folder."""
+def _groups(folder: Path) -> list[str]:
+    """The folders below it that hold shards, whether there are any in them yet."""
     groups = ["text"]
     with contextlib.suppress(OSError):
         groups += sorted(f"image/{entry.name}" for entry in os.scandir(folder / "image") if entry.is_dir())
-    for group in groups:
+    return groups
+
+
+def _shard_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Relative name and stat of every shard below the folder."""
+    for group in _groups(folder):
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(os.scandir(folder / group), key=lambda entry: entry.name):
                 if entry.name.endswith(".safetensors") and entry.is_file():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from library import caching, training
 from library.config import load
+from library.files import atomic_write
 from library.start import run_command
 from library.tensorfile import data_hash
 from tests.tiny import tiny_base
@@ -66,7 +67,7 @@ class Project:
         """The TOML file, written anew."""
         path = self.root / "run.toml"
         data = DATASET.format(batch=self.batch, held_out=self.held_out, subset=self.subset)
-        path.write_text(data, encoding="utf-8")
+        atomic_write(path, data)  # several children may write it, and read it, at once
         return path
 
     def words(self, output: str, **keys: object) -> list[str]:
