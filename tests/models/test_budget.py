@@ -1,5 +1,8 @@
 """The memory forecast: exact where it can be, close to fake-tensor runs where it is fitted; and a planner that fits."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,6 +21,7 @@ from library.models.load import Residence, load_transformer
 from library.models.shape import FluxShape
 from library.networks import build
 
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 FULL = FluxShape()
 SHALLOW = FluxShape(double_blocks=1, single_blocks=2)
 
@@ -81,6 +85,15 @@ def test_activations_are_those_of_a_fake_step(setting, step) -> None:
     base = cost.weights(SHALLOW, setting)
     forecast = cost.activations(SHALLOW, setting, step) + cost.dequantised(SHALLOW, setting, step, base)
     assert 0.95 < forecast / fake_step(setting, step) < 1.15
+
+
+@pytest.mark.parametrize("pixels", [512, 1024])
+def test_activations_are_those_of_the_whole_model(pixels: int) -> None:
+    """Against the full-size fake run that `python -m benchmarks.counters` recorded: 19 + 38 blocks, rank 16."""
+    recorded = json.loads((RESULTS / f"counters_{pixels}.json").read_text(encoding="utf-8"))
+    assert (recorded["double"], recorded["single"]) == (FULL.double_blocks, FULL.single_blocks)
+    forecast = cost.activations(FULL, Setting("bf16"), work(pixels)) / GB
+    assert forecast == pytest.approx(recorded["arms"]["influx"]["peak_gb"], rel=0.02)
 
 
 def test_offloaded_checkpoints_leave_the_device() -> None:
