@@ -180,6 +180,14 @@ def test_a_base_split_over_processes_trains_alike(cached, tmp_path, monkeypatch,
         assert train_on(2, cached, tmp_path / "quantised", base_precision="int8", **options) == [2, 2]
 
 
+def test_streaming_works_in_every_process(cached, tmp_path):
+    """Each process streams its own copy of the base: not a bit of the network changes."""
+    streamed = {"blocks_to_swap": "all", "gradient_checkpointing": True, "cpu_offload_checkpointing": True}
+    assert train_on(2, cached, tmp_path / "resident", **OPTIONS) == [0, 0]
+    assert train_on(2, cached, tmp_path / "streamed", **OPTIONS, **streamed) == [0, 0]
+    networks_agree(tmp_path / "streamed", tmp_path / "resident", 0)
+
+
 def test_each_process_keeps_its_share_of_a_split_weight():
     """Half of the bytes, the same products, and gradients for what is trained on top."""
 
