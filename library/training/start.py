@@ -88,8 +88,8 @@ def _state_folder(run: Run, folder: Path, record: Record | None) -> Path | None:
         log.warning("state left out: %s", trouble)
     if found is None and wanted == "latest":
         raise StateError(f"resume = latest, but {folder} holds no state of {run.saving.output_name!r}")
-    if found is None and record is not None:
-        log.info("%s holds an unfinished run without a state: it starts again from the beginning", folder)
+    if found is None and record is not None and not _done(run, folder, record):
+        log.info("%s holds this run without a state to go on from: it starts again from the beginning", folder)
     return found
 
 

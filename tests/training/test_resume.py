@@ -81,6 +81,7 @@ def test_the_same_command_again_continues_then_stops(project, tmp_path, caplog):
     assert project.train(max_train_steps=2, **options) == 0
     assert project.train(max_train_steps=2, **options) == 0
     assert "nothing is left to do" in caplog.text
+    assert "starts again" not in caplog.text
     assert project.train(max_train_steps=5, **options) == 0
     assert "continuing" in caplog.text
     whole = tmp_path / "whole"
