@@ -1,6 +1,7 @@
 """Where the inputs of checkpointed blocks wait for the backward pass: on the device, or in host memory.
 
-In host memory they leave on a side stream while the next block computes, and come back one block ahead of their use.
+In host memory they leave on a lane of their own while the next block computes, and come back one block ahead of their
+use.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
+
+from library.memory.lane import Lane, Mark, lane_for
 
 Tensors = tuple[Tensor, ...]
 LARGE = 1 << 20
@@ -50,12 +53,12 @@ class OnDevice(Keeper):
 class InHostMemory(Keeper):
     """Keeps large inputs in (page-locked, reused) host buffers."""
 
-    def __init__(self, device: torch.device, pin: bool = True, large: int = LARGE):
+    def __init__(self, device: torch.device, pin: bool = True, large: int = LARGE, lane: Lane | None = None):
         self.device = device
-        self.pin = pin and device.type == "cuda"
+        self.pin = pin and device.type == "cuda" and torch.cuda.is_available()
         self.large = large
         self.bytes_kept = 0
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.lane = lane or lane_for(device)
         self.free: dict[tuple, list[Tensor]] = defaultdict(list)
         self.waiting: list[_InHost] = []
 
@@ -65,21 +68,16 @@ class InHostMemory(Keeper):
     def keep(self, ctx, tensors: Tensors) -> Kept:
         large = [tensor.numel() * tensor.element_size() >= self.large for tensor in tensors]
         ctx.save_for_backward(*(tensor for tensor, away in zip(tensors, large) if not away))
-        kept = _InHost(self, large, [self._leave(tensor) for tensor, away in zip(tensors, large) if away])
+        now = self.lane.now()
+        kept = _InHost(self, large, [self._leave(tensor, now) for tensor, away in zip(tensors, large) if away])
         self.waiting.append(kept)
         return kept
 
-    def _leave(self, tensor: Tensor) -> Tensor:
+    def _leave(self, tensor: Tensor, after: Mark) -> Tensor:
         """Start copying a tensor to the host."""
         self.bytes_kept += tensor.numel() * tensor.element_size()
         host = self._host_tensor(tensor)
-        if self.stream is None:
-            host.copy_(tensor)
-            return host
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
-            host.copy_(tensor.detach(), non_blocking=True)
-        tensor.record_stream(self.stream)
+        self.lane.copy(host, tensor.detach(), after)
         return host
 
     def _host_tensor(self, tensor: Tensor) -> Tensor:
@@ -108,7 +106,7 @@ class _InHost(Kept):
         self.large = large
         self.host = host
         self.returned: list[Tensor] | None = None
-        self.arrived: torch.cuda.Event | None = None
+        self.arrived: Mark = None
 
     def restore(self, ctx) -> Tensors:
         self.fetch()
@@ -116,7 +114,7 @@ class _InHost(Kept):
         if following is not None:
             following.fetch()
         if self.arrived is not None:
-            torch.cuda.current_stream(self.keeper.device).wait_event(self.arrived)
+            self.keeper.lane.wait(self.arrived)
         small, back = iter(ctx.saved_tensors), iter(self.returned)
         tensors = tuple(next(back if away else small) for away in self.large)
         for host in self.host:
@@ -128,13 +126,8 @@ class _InHost(Kept):
         """Start copying the tensors back, unless that has happened."""
         if self.returned is not None:
             return
-        stream = self.keeper.stream
-        if stream is None:
-            self.returned = [host.clone() for host in self.host]
-            return
+        lane = self.keeper.lane
         self.returned = [torch.empty_like(host, device=self.keeper.device) for host in self.host]
-        stream.wait_stream(torch.cuda.current_stream(self.keeper.device))
-        with torch.cuda.stream(stream):
-            for tensor, host in zip(self.returned, self.host):
-                tensor.copy_(host, non_blocking=True)
-        self.arrived = stream.record_event()
+        now = lane.now()
+        for tensor, host in zip(self.returned, self.host):
+            self.arrived = lane.copy(tensor, host, now)

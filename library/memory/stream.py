@@ -2,8 +2,8 @@
 
 Each streamed block lives in one flat host buffer (page-locked if the system allows it). Its bytes are copied to the
 device, never back: the weights do not change. While one block computes, the next one (in the direction of travel,
-forward or backward) is copied on a side stream into another slot of the ring. On a CPU the same code runs without
-streams, and computes bit for bit what resident weights compute.
+forward or backward) is copied on a lane of its own into another slot of the ring. On a CPU the same code runs, and
+computes bit for bit what resident weights compute.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.memory.lane import Lane, Mark, lane_for
 from library.memory.storage import Layout, Storage, Tensors
 
 ALIGNMENT = 256
@@ -88,12 +89,12 @@ def _layout(storage: Storage) -> Layout:
 
 @dataclass
 class Slot:
-    """One device buffer of the ring, what it holds, and when that has arrived."""
+    """One device buffer of the ring, what it holds, and when that has arrived (`staging`: when that is known)."""
 
     buffer: Tensor
     held: int | None = None
-    arrived: torch.cuda.Event | None = None
-    copying: Future | None = None
+    arrived: Mark = None
+    staging: Future[Mark] | None = None
     last_use: int = 0
 
 
@@ -103,7 +104,7 @@ class Streamer:
     blocks: the streamed blocks by their index in the model's list of blocks. bytes_copied counts host-to-device bytes.
     """
 
-    def __init__(self, blocks: dict[int, HostBlock], device: torch.device, ring: int = 2):
+    def __init__(self, blocks: dict[int, HostBlock], device: torch.device, ring: int = 2, lane: Lane | None = None):
         self.blocks = blocks
         self.order = sorted(blocks)
         self.device = device
@@ -112,10 +113,11 @@ class Streamer:
         self.slots = [
             Slot(torch.empty(size, dtype=torch.uint8, device=device)) for _ in range(min(ring, len(blocks)))
         ]  # fmt: skip
+        self.lane = lane or lane_for(device)
         self._clock = 0
         self._views: dict[tuple[int, int], list[Tensors]] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._staging = _Staging(size) if self._stream and not _all_pinned(blocks) else None
+        pageable = device.type == "cuda" and torch.cuda.is_available() and not _all_pinned(blocks)
+        self._staging = _Staging(self.lane, size) if pageable else None
         for index, block in blocks.items():
             for storage in block.storages:
                 storage.changed = lambda index=index: self._forget(index)
@@ -173,31 +175,20 @@ class Streamer:
         target = slot.buffer[: source.numel()]
         self.bytes_copied += source.numel()
         slot.held = index
-        if self._stream is None:
-            target.copy_(source)
-            return slot
-        # All work enqueued so far, which includes the last use of this slot, has to be done before it is overwritten.
-        done = torch.cuda.current_stream(self.device).record_event()
-        slot.arrived = torch.cuda.Event()
+        # All work given so far, which includes the last use of this slot, has to be done before it is overwritten.
+        done = self.lane.now()
         if self._staging is None:
-            self._copy(target, source, done, slot.arrived)
+            slot.arrived = self.lane.copy(target, source, done)
         else:
-            slot.copying = self._staging.submit(self._copy, target, source, done, slot.arrived)
+            slot.staging = self._staging.copy(target, source, done)
         return slot
 
-    def _copy(self, target: Tensor, source: Tensor, after: torch.cuda.Event, arrived: torch.cuda.Event) -> None:
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(after)
-            target.copy_(source, non_blocking=True)
-            arrived.record(self._stream)
-
     def _wait(self, slot: Slot) -> None:
-        """Let computation wait for the slot's copy."""
-        if slot.copying is not None:
-            slot.copying.result()
-            slot.copying = None
+        """Let the computation wait for the slot's copy."""
+        if slot.staging is not None:
+            slot.arrived, slot.staging = slot.staging.result(), None
         if slot.arrived is not None:
-            torch.cuda.current_stream(self.device).wait_event(slot.arrived)
+            self.lane.wait(slot.arrived)
 
     def _bind(self, index: int, slot: Slot) -> None:
         key = (index, id(slot))
@@ -217,24 +208,25 @@ class Streamer:
 class _Staging:
     """Copies from pageable memory: a worker fills two page-locked buffers in turn, so the caller never blocks."""
 
-    def __init__(self, size: int):
+    def __init__(self, lane: Lane, size: int):
+        self._lane = lane
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="influx-staging")
         self._buffers = [host_buffer(size, pin=True) for _ in range(2)]
-        self._free: list[torch.cuda.Event | None] = [None, None]
+        self._emptied: list[Mark] = [None, None]
         self._turn = 0
 
-    def submit(self, copy, target: Tensor, source: Tensor, after, arrived) -> Future:
-        """Stage and copy in the worker; the future is done when the device copy is enqueued."""
-        return self._worker.submit(self._run, copy, target, source, after, arrived)
+    def copy(self, target: Tensor, source: Tensor, after: Mark) -> Future[Mark]:
+        """Stage and copy in the worker; the future holds when the copy has arrived."""
+        return self._worker.submit(self._run, target, source, after)
 
-    def _run(self, copy, target: Tensor, source: Tensor, after, arrived) -> None:
+    def _run(self, target: Tensor, source: Tensor, after: Mark) -> Mark:
         turn, self._turn = self._turn, 1 - self._turn
-        if self._free[turn] is not None:
-            self._free[turn].synchronize()
+        if self._emptied[turn] is not None:
+            self._lane.finish(self._emptied[turn])
         staged = self._buffers[turn][: source.numel()]
         staged.copy_(source)
-        copy(target, staged, after, arrived)
-        self._free[turn] = arrived
+        self._emptied[turn] = self._lane.copy(target, staged, after)
+        return self._emptied[turn]
 
 
 def _all_pinned(blocks: dict[int, HostBlock]) -> bool:
