@@ -77,7 +77,12 @@ class Previews:
             if painted is not None:
                 latents[number] = painted.cpu()
         release(transformer.device)
-        made = self._decode(latents, transformer.device, step)
+        made: dict[str, Path] = {}
+        try:
+            self._decode(latents, transformer.device, step, made)
+        except torch.OutOfMemoryError:
+            log.warning("previews are left out: the VAE found too little memory on the device; make them smaller")
+        release(transformer.device)
         if made:
             self._write_table()
         return made
@@ -120,14 +125,12 @@ class Previews:
         release(transformer.device)
         return None
 
-    def _decode(self, latents: dict[int, Tensor], device: torch.device, step: int) -> dict[str, Path]:
-        """Write the pictures of `latents` and, once, what each preview starts from."""
+    def _decode(self, latents: dict[int, Tensor], device: torch.device, step: int, made: dict[str, Path]) -> None:
+        """Write the pictures of `latents` (into `made` by name) and, once, what each preview starts from."""
         if not latents:
-            return {}
-        vae = self.base.load_vae(device, self.settings.vae_dtype, parts="decoder")
-        if self.settings.vae_tiling:
-            vae.model.enable_tiling()
-        made = {}
+            return
+        settings = self.settings
+        vae = self.base.load_vae(device, settings.vae_dtype, parts="decoder", tiling=settings.vae_tiling)
         for number, painted in latents.items():
             preview = self.cached[number]
             if not self._source_path(number).exists():
@@ -137,9 +140,6 @@ class Previews:
             path = self.folder / f"{self._stem(number)}_{step:08d}.png"
             save_png(Image.fromarray(pixels.numpy()), path, self._said(preview, step))
             made[path.stem] = path
-        del vae
-        release(device)
-        return made
 
     def _said(self, preview: CachedPreview, step: int) -> dict[str, object]:
         steps, guidance = self._steps_and_guidance(preview)

@@ -165,10 +165,8 @@ def encode_previews(session: Session, previews: list[PlannedPreview]) -> None:
 
 def load_vae(session: Session, device: torch.device) -> Vae:
     """The VAE's encoder at the chosen precision."""
-    vae = session.base.load_vae(device, DTYPES[session.images.dtype], parts="encoder")
-    if session.images.tiling:
-        vae.model.enable_tiling()
-    return vae
+    images = session.images
+    return session.base.load_vae(device, DTYPES[images.dtype], parts="encoder", tiling=images.tiling)
 
 
 def _decoded(recipes: list[Recipe], workers: int) -> Iterator[tuple[Recipe, ItemPixels]]:

@@ -89,10 +89,7 @@ def _precision(wanted: str | None, device: torch.device) -> torch.dtype:
 
 
 def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts) -> Vae:
-    vae = base.load_vae(device, VAE_PRECISIONS[table.vae_dtype], parts)
-    if table.vae_tiling:
-        vae.model.enable_tiling()
-    return vae
+    return base.load_vae(device, VAE_PRECISIONS[table.vae_dtype], parts, table.vae_tiling)
 
 
 def _encode_prompts(plan: Plan, table: CacheTable, base: Base, device: torch.device) -> dict[str, TextEmbeddings]:

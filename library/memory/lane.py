@@ -24,7 +24,10 @@ class Lane:
         return None
 
     def copy(self, target: Tensor, source: Tensor, after: Mark) -> Mark:
-        """Copy once the computation has passed `after`, and after the copies before it; returns when it has arrived."""
+        """Copy once the computation has passed `after`, and after the copies before it; returns when it has arrived.
+
+        The caller keeps both tensors until the computation waits for that: their memory would be given away before.
+        """
         target.copy_(source)
         return None
 
@@ -49,9 +52,6 @@ class CudaLane(Lane):
         with torch.cuda.stream(self.stream):
             self.stream.wait_event(after)
             target.copy_(source, non_blocking=True)
-        if source.is_cuda:
-            # The caller may let go of it now: its memory must not be given away before the copy is done.
-            source.record_stream(self.stream)
         return self.stream.record_event()
 
     def wait(self, mark: Mark) -> None:

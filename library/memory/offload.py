@@ -14,6 +14,8 @@ from torch import Tensor
 from library.memory.lane import Lane, Mark, lane_for
 
 Tensors = tuple[Tensor, ...]
+LEAVING = 2
+"""Blocks whose inputs may be on their way to the host at once; the computation waits for the earlier ones."""
 LARGE = 1 << 20
 """Bytes from which a tensor is worth a trip; modulation vectors and rotation tables stay on the device."""
 
@@ -61,24 +63,39 @@ class InHostMemory(Keeper):
         self.lane = lane or lane_for(device)
         self.free: dict[tuple, list[Tensor]] = defaultdict(list)
         self.waiting: list[_InHost] = []
+        self.leaving: list[tuple[list[Tensor], Mark]] = []
 
     def begin(self) -> None:
         self.waiting.clear()
+        self._let_go(0)
 
     def keep(self, ctx, tensors: Tensors) -> Kept:
         large = [tensor.numel() * tensor.element_size() >= self.large for tensor in tensors]
         ctx.save_for_backward(*(tensor for tensor, away in zip(tensors, large) if not away))
-        now = self.lane.now()
-        kept = _InHost(self, large, [self._leave(tensor, now) for tensor, away in zip(tensors, large) if away])
+        kept = _InHost(self, large, self._leave([tensor.detach() for tensor, away in zip(tensors, large) if away]))
         self.waiting.append(kept)
         return kept
 
-    def _leave(self, tensor: Tensor, after: Mark) -> Tensor:
-        """Start copying a tensor to the host."""
-        self.bytes_kept += tensor.numel() * tensor.element_size()
-        host = self._host_tensor(tensor)
-        self.lane.copy(host, tensor.detach(), after)
-        return host
+    def _leave(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Start copying tensors to the host."""
+        self._let_go(LEAVING - 1)
+        hosts, now, gone = [self._host_tensor(tensor) for tensor in tensors], self.lane.now(), None
+        for host, tensor in zip(hosts, tensors):
+            self.bytes_kept += tensor.numel() * tensor.element_size()
+            gone = self.lane.copy(host, tensor, now)
+        self.leaving.append((tensors, gone))
+        return hosts
+
+    def _let_go(self, still: int) -> None:
+        """Free the device's copies of all but the last `still` blocks' inputs.
+
+        The computation waits for their copies, which are long done, so that their memory can be given to it at once:
+        the host thread runs ahead of the device by a whole forward pass, and could not know.
+        """
+        while len(self.leaving) > still:
+            tensors, gone = self.leaving.pop(0)
+            if tensors:
+                self.lane.wait(gone)
 
     def _host_tensor(self, tensor: Tensor) -> Tensor:
         key = (tuple(tensor.shape), tensor.dtype)
@@ -109,6 +126,7 @@ class _InHost(Kept):
         self.arrived: Mark = None
 
     def restore(self, ctx) -> Tensors:
+        self.keeper._let_go(0)
         self.fetch()
         following = self.keeper.before(self)
         if following is not None:

@@ -138,16 +138,20 @@ class Base:
         return load(self.transformer_file, device, dtype, memory)
 
     def load_vae(
-        self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, parts: Parts = "both"
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        parts: Parts = "both",
+        tiling: bool = False,
     ) -> Vae:
-        """The VAE, or half of it, in `dtype` (float32 if not given)."""
+        """The VAE, or half of it, in `dtype` (float32 if not given), on large pictures tile by tile if wanted."""
         import torch
 
         from library.models.vae import Vae
 
         path = self._path("ae", "vae")
         reader, config = _component(path, "diffusion_pytorch_model", self.table.variant, "ae")
-        return Vae.load(reader, config, device, dtype or torch.float32, parts)
+        return Vae.load(reader, config, device, dtype or torch.float32, parts, tiling)
 
     def load_text_encoders(
         self,

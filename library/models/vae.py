@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from library.errors import ModelError
+from library.memory.device import release
 from library.models.readers import Reader
 
+log = logging.getLogger(__name__)
+
+TILE = 512
+"""Pixels along the side of a tile. The side in the VAE's own configuration (1024 for FLUX.1) would never act."""
 Parts = Literal["both", "encoder", "decoder"]
 
 
@@ -34,6 +40,7 @@ class Vae:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         parts: Parts = "both",
+        tiling: bool = False,
     ) -> Vae:
         """Build the VAE from `config` and fill it from `reader` (diffusers' names). Every tensor is accounted for."""
         from diffusers import AutoencoderKL
@@ -45,7 +52,16 @@ class Vae:
             setattr(model, dropped, None)
             setattr(model, "post_quant_conv" if parts == "encoder" else "quant_conv", None)
         load_strictly(model, reader, device, dtype, ignore=_other_half(parts))
-        return cls(model.eval().requires_grad_(False), torch.device(device), dtype)
+        vae = cls(model.eval().requires_grad_(False), torch.device(device), dtype)
+        if tiling:
+            vae.use_tiles()
+        return vae
+
+    def use_tiles(self, side: int = TILE) -> None:
+        """From now on compute pictures larger than `side` pixels in overlapping tiles of that size."""
+        self.model.enable_tiling()
+        self.model.tile_sample_min_size = side
+        self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,9 +71,20 @@ class Vae:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, 16, h, w) in model space -> (B, 3, 8h, 8w) float32, clamped to [-1, 1]."""
-        raw = latents.to(self.device, torch.float32) / self.scaling + self.shift
-        return self.model.decode(raw.to(self.dtype)).sample.float().clamp(-1, 1)
+        """(B, 16, h, w) in model space -> (B, 3, 8h, 8w) float32, clamped to [-1, 1].
+
+        What the device cannot decode at once is decoded in tiles, and so is everything after it.
+        """
+        raw = (latents.to(self.device, torch.float32) / self.scaling + self.shift).to(self.dtype)
+        try:
+            return self.model.decode(raw).sample.float().clamp(-1, 1)
+        except torch.OutOfMemoryError:
+            if self.model.use_tiling:
+                raise
+        log.warning("the VAE cannot decode this size at once on this device: decoding in tiles (vae_tiling = true)")
+        release(self.device)
+        self.use_tiles()
+        return self.model.decode(raw).sample.float().clamp(-1, 1)
 
 
 def _other_half(parts: Parts) -> tuple[str, ...]:

@@ -52,21 +52,22 @@ class Conduct:
         progress = self.trained.progress
         last = progress.step >= self.num_steps
         self.logbook.step(self.trained, result)
+        stop = self._measured(result, last)
+        # Files before pictures: whatever goes wrong while painting, the step is kept.
+        self.keeper.after_step(Moment(progress.step, progress.epoch, result.ends_epoch, last))
         if not last and due(
             progress.step, result, progress.epoch, self.run.sampling.sample_every_n_steps,
             self.run.sampling.sample_every_n_epochs,
         ):  # fmt: skip
             self._preview()
-        stop = self._measured(result, last)
-        self.keeper.after_step(Moment(progress.step, progress.epoch, result.ends_epoch, last))
         self._report("running")
         return stop
 
     def finish(self) -> None:
-        """After the last step: previews, the network under its plain name, the report."""
+        """After the last step: the network under its plain name, previews, the report."""
+        self.keeper.network(self.run.saving.output_name)
         if self.run.sampling.sample_at_end:
             self._preview()
-        self.keeper.network(self.run.saving.output_name)
         self._report("finished", force=True)
 
     def close(self, status: str) -> None:

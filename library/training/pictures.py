@@ -122,17 +122,22 @@ class Painter:
             return {}
         painted = [(batch, self._paint(batch)) for batch in self.dataset.held_out_batches(self.num_held_out)]
         release(self.transformer.device)
-        vae = self.base.load_vae(self.transformer.device, self.settings.vae_dtype, parts="decoder")
-        if self.settings.vae_tiling:
-            vae.model.enable_tiling()
         totals: dict[str, list[float]] = {}
+        try:
+            self._score(painted, step, totals)
+        except torch.OutOfMemoryError:
+            log.warning("held-out items are not scored: the VAE found too little memory on the device")
+        release(self.transformer.device)
+        return {name: sum(values) / len(values) for name, values in totals.items()}
+
+    def _score(self, painted: list[tuple[Batch, Tensor | None]], step: int, totals: dict[str, list[float]]) -> None:
+        settings = self.settings
+        device = self.transformer.device
+        vae = self.base.load_vae(device, settings.vae_dtype, parts="decoder", tiling=settings.vae_tiling)
         for batch, latents in painted:
             for row in range(len(batch) if latents is not None else 0):
                 for name, value in self._scored(vae, batch, latents, row, step).items():
                     totals.setdefault(f"validation_{name}", []).append(value)
-        del vae
-        release(self.transformer.device)
-        return {name: sum(values) / len(values) for name, values in totals.items()}
 
     def _paint(self, batch: Batch) -> Tensor | None:
         settings = self.settings

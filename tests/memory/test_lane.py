@@ -62,11 +62,10 @@ class Watch(TorchDispatchMode):
 
 @dataclass
 class Copy:
-    """A copy that has been asked for; `events` is what it waits for and what waits for it."""
+    """A copy that has been asked for. It holds no tensor of the caller's, whose memory may be given away."""
 
     target: torch.Tensor
-    source: torch.Tensor
-    done: bool = False
+    value: torch.Tensor
 
 
 @dataclass
@@ -77,7 +76,6 @@ class SimulatedLane(Lane):
     number: int
     pending: list[tuple[int, Copy]] = field(default_factory=list)
     events: itertools.count = field(default_factory=lambda: itertools.count(1))
-    kept: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch.account._handle_stream_creation(self.number)
@@ -94,9 +92,9 @@ class SimulatedLane(Lane):
     def copy(self, target, source, after) -> int:
         self.watch.account._handle_event_wait(after, self.number)
         self.watch.launch(self.number, {storage_of(source)}, {storage_of(target)}, "copy ahead")
-        self.kept.append(source)  # what `record_stream` does for the device's memory
         arrived = self.event(self.number)
-        self.pending.append((arrived, Copy(target, source)))
+        with _disable_current_modes():
+            self.pending.append((arrived, Copy(target, source.clone())))
         return arrived
 
     def wait(self, mark) -> None:
@@ -108,7 +106,7 @@ class SimulatedLane(Lane):
         with _disable_current_modes(), torch.no_grad():
             while self.pending and self.pending[0][0] <= mark:
                 _, copy = self.pending.pop(0)
-                copy.target.copy_(copy.source)
+                copy.target.copy_(copy.value)
 
 
 class NeverWaits(SimulatedLane):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partialmethod
 
 import pytest
 import torch
@@ -61,6 +62,43 @@ def test_vae_is_the_pipelines_in_model_space(folder, pipeline) -> None:
         decoded = pipeline.vae.decode(mean / 0.3611 + 0.1159).sample.clamp(-1, 1)
     assert torch.equal(vae.decode(mean), decoded)
     assert vae.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_large_picture_is_decoded_in_tiles(folder, monkeypatch, caplog, asked) -> None:
+    """As asked, or when the device cannot take it whole; pictures up to a tile's size are never cut."""
+    vae = base(folder).load_vae(tiling=asked)
+    assert vae.model.use_tiling == asked
+    latents = torch.randn(1, 16, 12, 16, generator=torch.Generator().manual_seed(0))
+    whole = vae.decode(latents)
+    if asked:
+        vae.use_tiles(64)
+    monkeypatch.setattr(type(vae), "use_tiles", partialmethod(type(vae).use_tiles, 64))
+    decode, sizes = vae.model.decoder.forward, []
+
+    def small_card(z, *rest):
+        sizes.append(tuple(z.shape[-2:]))
+        if max(z.shape[-2:]) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(z, *rest)
+
+    vae.model.decoder.forward = small_card
+    tiled = vae.decode(latents)
+    assert tiled.shape == whole.shape and max(max(size) for size in sizes[not asked :]) == 8
+    assert ("decoding in tiles" in caplog.text) is not asked
+    vae.decode(latents)
+    assert sizes.count((12, 16)) == (not asked), "once is enough to know"
+
+
+def test_a_tile_that_does_not_fit_is_an_error(folder) -> None:
+    vae = base(folder).load_vae(tiling=True)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    vae.model.decoder.forward = full
+    with pytest.raises(torch.OutOfMemoryError):
+        vae.decode(torch.zeros(1, 16, 8, 8))
 
 
 def test_half_a_vae(folder) -> None:

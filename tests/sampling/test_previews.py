@@ -97,9 +97,9 @@ def test_no_text_encoder_and_the_decoder_only_while_decoding(
     loaded: list[tuple[str, weakref.ref]] = []
     load_vae = Base.load_vae
 
-    def watched(self, device="cpu", dtype=None, parts="both"):
+    def watched(self, device="cpu", dtype=None, parts="both", tiling=False):
         assert not any(module() is not None for _, module in loaded), "the decoder of before is still there"
-        vae = load_vae(self, device, dtype, parts)
+        vae = load_vae(self, device, dtype, parts, tiling)
         loaded.append((parts, weakref.ref(vae.model)))
         return vae
 

@@ -137,6 +137,37 @@ def test_memory_running_out_while_scoring_ends_nothing(measured, tmp_path, monke
     assert "not scored" in caplog.text
 
 
+def test_memory_running_out_in_the_vae_ends_nothing(measured, tmp_path, monkeypatch, caplog):
+    """Neither a preview's decoding nor that of a held-out picture, with tiles or without, takes a run's result away."""
+    from diffusers.models.autoencoders.vae import Decoder
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Decoder, "forward", full)
+    settings = {"sample_every_n_steps": 1, "validate_every_n_steps": 1, "validation_generate": 1}
+    assert measured.train(output_dir=tmp_path / "out", **settings) == 0
+    assert "previews are left out" in caplog.text and "not scored" in caplog.text
+    assert (tmp_path / "out" / "net.safetensors").exists()
+
+
+def test_what_is_due_is_saved_before_anything_is_painted(measured, tmp_path, monkeypatch):
+    """An error while painting, whatever it is, finds the step's network and state on the disk."""
+    from library.previews import Previews
+
+    def broken(*arguments, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Previews, "make", broken)
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError):
+        measured.train(output_dir=out, max_train_steps=4, sample_every_n_steps=2, save_every_n_steps=2)
+    assert (out / "net-step00000002.safetensors").exists() and (out / "net-step00000002-state").is_dir()
+    with pytest.raises(ZeroDivisionError):
+        measured.train(output_dir=tmp_path / "end", max_train_steps=2)
+    assert (tmp_path / "end" / "net.safetensors").exists()
+
+
 def test_names_and_removal_are_those_of_kohya(project, tmp_path):
     """Step and epoch names; what save_last_n_* keeps; states by their own counts."""
     assert project.train(

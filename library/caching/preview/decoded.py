@@ -50,9 +50,8 @@ def decoded_pictures(
 ) -> Iterator[tuple[int, Shown]]:
     """Decode entries, given with a number each, one picture size after the other."""
     device = choose_device(session.run.training.device)
-    vae = session.base.load_vae(device, DTYPES[session.images.dtype], parts="decoder")
-    if session.images.tiling:
-        vae.model.enable_tiling()
+    images = session.images
+    vae = session.base.load_vae(device, DTYPES[images.dtype], parts="decoder", tiling=images.tiling)
     by_size = sorted(entries, key=lambda entry: reader.store.bucket(entry[1]))
     with ThreadPoolExecutor(session.workers) as pool:
         waiting = []
