@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ class Reader:
     dtypes: dict[str, str]
 
     def read(self, name: str) -> Tensor:
-        """The tensor as it is stored; the caller converts it."""
+        """The tensor as it is stored. The caller converts it, and never writes to it: it may be the mapped file."""
         raise NotImplementedError
 
     def num_bytes(self) -> int:
@@ -63,13 +64,16 @@ class SafetensorsReader(Reader):
         if not info.num_elements:
             return torch.empty(info.shape, dtype=torch_dtype(info.dtype, name, self.source))
         if file not in self._maps:
+            # Read-only: a writable private mapping counts as memory, and a file larger than the RAM is then refused.
             with open(file, "rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
         data = memoryview(self._maps[file])[info.begin : info.end]
         dtype = torch_dtype(info.dtype, name, self.source)
         if info.begin % max(1, dtype.itemsize):
             data = bytearray(data)
-        return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
 
 
 class GgufReader(Reader):
