@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, loading, lowvram, precision, step
+from benchmarks import counters, loading, precision, step
 from library.models.shape import FluxShape
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -43,18 +43,6 @@ def test_the_recorded_counts_of_the_full_model_hold_the_gates(pixels) -> None:
     if pixels == 512:
         assert ours.traffic_gb <= counters.GATES["traffic_gb"]
         assert ours.tflop <= counters.GATES["flops_ratio"] * theirs.tflop
-
-
-def test_lowvram_runs_every_arm_at_toy_size() -> None:
-    arms = [*lowvram.SETTINGS, "diffusers+peft"]
-    results = lowvram.run(arms, [32], toy=True, steps=1, text=8)
-    assert [result.arm for result in results] == arms
-    assert all(result.seconds > 0 and result.ram_gb > 0.1 for result in results)
-    crossed = {result.arm: result.pcie_gb for result in results}
-    assert crossed["int8 resident"] == 0 < crossed["int8, half streamed"]
-    assert crossed["int8 streamed"] < crossed["int8 streamed, checkpoints in RAM"]
-    lines = lowvram.table(results).splitlines()
-    assert len(lines) == 2 + len(arms) and " - |" in lines[2]
 
 
 def test_step_ratio_of_equal_work_is_one() -> None:
