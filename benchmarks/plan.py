@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,10 @@ RECORD = ROOT / "benchmarks" / "results" / "plan.json"
 TOLERANCE = 0.05
 OUTSIDE = ("allocator", "CUDA context")
 """Parts of the model that no counted byte answers to."""
+SETTING_KEYS = (
+    "precision", "blocks_to_swap", "ring", "modulation_on_cpu", "checkpointing", "offload", "keep", "save_attention",
+)  # fmt: skip
+WORK_KEYS = ("trained", "rank", "optimizer", "batch", "width", "height", "text", "optimizer_offload")
 STATE_BLOCK, STATE_MINIMUM = 256, 4096
 """bitsandbytes: values that share a scale in an 8-bit state, and the size below which a state stays in fp32."""
 
@@ -61,9 +65,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class Compared:
-    """One configuration: what was counted, and the memory model's parts that answer to it (bytes)."""
+    """One configuration, as the planner sees it: what was counted, and the memory model's parts that answer to it."""
 
     config: str
+    setting: dict[str, object]
+    work: dict[str, object]
     counted: Counted
     forecast: dict[str, float] = field(default_factory=dict)
 
@@ -78,9 +84,31 @@ def examples() -> list[Path]:
     return sorted((ROOT / "config_examples").glob("fill_edit_*.toml"))
 
 
+def without_pictures(work: Work) -> Work:
+    """The same training step, if the memory model knows previews and validation as phases of their own."""
+    pictures = {one.name for one in fields(Work)} & {"preview", "held_out"}
+    return replace(work, **dict.fromkeys(pictures))
+
+
+def described(run: Run, shape: FluxShape) -> dict[str, dict[str, object]]:
+    """What a configuration's numbers depend on, in JSON's types."""
+    setting, work = budget.setting_of(run.memory, shape, "bf16"), work_of(run, shape)
+    known = {
+        "setting": {name: getattr(setting, name) for name in SETTING_KEYS},
+        "work": {name: getattr(work, name) for name in WORK_KEYS} | {"micro_steps": micro_steps(run)},
+    }
+    return json.loads(json.dumps(known))
+
+
+def micro_steps(run: Run) -> int:
+    """Batches of one step that differ: the first finds no gradients, all later ones find all of them."""
+    return min(2, run.training.gradient_accumulation_steps)
+
+
 def forecast(run: Run, shape: FluxShape) -> dict[str, float]:
     """The memory model's parts for a configuration, in bytes, less what is never counted."""
-    parts = cost.training_vram(shape, budget.setting_of(run.memory, shape, "bf16"), work_of(run, shape)).parts
+    setting = budget.setting_of(run.memory, shape, "bf16")
+    parts = cost.training_vram(shape, setting, without_pictures(work_of(run, shape))).parts
     return {name: size for name, size in parts.items() if name not in OUTSIDE}
 
 
@@ -95,7 +123,7 @@ def count(run: Run, shape: FluxShape) -> Counted:
         resident, ring = resident_bytes(model, run.memory.modulation_on_cpu)
         parameters = build(run.network, model).attach()
         assert sum(parameter.numel() for parameter in parameters) == work.trained
-        activations, dynamic = peaks(model, parameters, work)
+        activations, dynamic = peaks(model, parameters, work, micro_steps(run))
     sizes = [parameter.numel() for parameter in parameters]
     return Counted(resident, ring, 4 * sum(sizes), 4 * sum(sizes), state_bytes(sizes, work), activations, dynamic)
 
@@ -115,7 +143,7 @@ def resident_bytes(model: FluxTransformer, modulation_on_cpu: bool) -> tuple[int
     return total, sum(slot.buffer.nbytes for slot in streamer.slots) if streamer else 0
 
 
-def peaks(model: FluxTransformer, parameters: list[Tensor], work: Work) -> tuple[float, float]:
+def peaks(model: FluxTransformer, parameters: list[Tensor], work: Work, micro_steps: int) -> tuple[float, float]:
     """The largest sum of live bytes of one step: without the gradients of what is trained, and with them."""
     given = inputs(model.shape, work)
     # Both are there before the step begins: the rotation table is remembered, modulation is computed a batch ahead.
@@ -124,7 +152,8 @@ def peaks(model: FluxTransformer, parameters: list[Tensor], work: Work) -> tuple
         modulation = model.modulate(given["timestep"], given["guidance"], given["pooled"])
     counter = Counter()
     with counter:
-        model(**given, modulation=modulation).float().square().mean().backward()
+        for _ in range(micro_steps):
+            model(**given, modulation=modulation).float().square().mean().backward()
     host = hosted(model)
     gradients = {parameter.grad.untyped_storage()._cdata for parameter in parameters}
     return counter.peak(host | gradients) * GB, counter.peak(host) * GB
@@ -161,18 +190,23 @@ def state_bytes(sizes: list[int], work: Work) -> int:
 def compare(config: Path, shape: FluxShape) -> Compared:
     """Count one configuration and forecast it."""
     run = load(["--config_file", str(config)], "train")
-    return Compared(config.stem, count(run, shape), forecast(run, shape))
+    return Compared(config.stem, **described(run, shape), counted=count(run, shape), forecast=forecast(run, shape))
 
 
 def table(results: list[Compared]) -> str:
-    """Counted and forecast side by side, in GB, as Markdown."""
-    names = ("base weights", "streaming ring", "network and gradients", "optimizer", "step", "all")
+    """Counted and forecast side by side, in GB, as Markdown. Of the gradients, what they add to the step's peak."""
+    names = ("base weights", "streaming ring", "network and gradients", "optimizer", "activations", "all")
     lines = [f"| counted / forecast, GB | {' | '.join(names)} | off by |", "|---" * (len(names) + 2) + "|"]
     for result in results:
         counted, parts = result.counted, dict(result.forecast)
-        ours = (counted.weights, counted.ring, counted.network, counted.optimizer, counted.dynamic, counted.total)
+        beside = max(0.0, counted.dynamic - counted.activations)
+        ours = (
+            counted.weights, counted.ring, counted.network + beside, counted.optimizer, counted.activations,
+            counted.total,
+        )  # fmt: skip
         known = [parts.pop(name, 0.0) for name in names[:2]]
-        network = sum(parts.pop(name) for name in list(parts) if name.startswith("network"))
+        held = [name for name in parts if name.startswith(("network", "gradients"))]
+        network = sum(parts.pop(name) for name in held)
         theirs = (*known, network, parts.pop("optimizer", 0.0), sum(parts.values()), sum(result.forecast.values()))
         cells = [f"{a / GB:.3f} / {b / GB:.3f}" for a, b in zip(ours, theirs)]
         lines.append(f"| {result.config} | {' | '.join(cells)} | {result.ratio - 1:+.1%} |")

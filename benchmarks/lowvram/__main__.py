@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from benchmarks.lowvram.run import ROOT, Outcome, driver, measure
 from benchmarks.lowvram.targets import judge
 from library.files import atomic_write
 
-DEFAULT = ROOT / "benchmarks" / "results" / "lowvram.json"
+RESULTS = ROOT / "benchmarks" / "results"
 SIZES, TOY_SIZES = (512, 768, 1024), (32,)
 
 
@@ -41,18 +43,32 @@ def arguments() -> argparse.Namespace:
     return given
 
 
+def default_output(cap_gb: float | None) -> Path:
+    """Where the numbers of a card, or of one that is held to be smaller, are kept."""
+    return RESULTS / ("lowvram.json" if cap_gb is None else f"lowvram_{cap_gb:g}gb.json")
+
+
+def about_this_run(given: argparse.Namespace) -> dict[str, object]:
+    """What the numbers belong to, beside the card."""
+    return {
+        "driver": driver(),
+        "host": f"{platform.system()}, {os.cpu_count()} CPU cores",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "toy": given.toy,
+        "text": given.text,
+        "cap_gb": given.cap_gb,
+    }
+
+
 def main() -> None:
     """Everything is written after every arm, so that an interrupted run has its numbers."""
     given = arguments()
     if given.list:
         print("\n".join(ARMS))
         return
-    target = given.output or (None if given.toy else DEFAULT)
+    target = given.output or (None if given.toy else default_output(given.cap_gb))
     sizes = tuple(given.pixels or (TOY_SIZES if given.toy else SIZES))
-    about: dict[str, object] = {
-        "driver": driver(), "date": datetime.now(UTC).strftime("%Y-%m-%d"), "toy": given.toy, "text": given.text,
-        "cap_gb": given.cap_gb,
-    }  # fmt: skip
+    about = about_this_run(given)
 
     def write(outcome: Outcome) -> str:
         known = about | {"device": outcome.ceilings.device, "torch": outcome.ceilings.torch}
@@ -64,7 +80,10 @@ def main() -> None:
 
     def progress(outcome: Outcome) -> None:
         write(outcome)
-        print(f"{len(outcome.rows)} numbers, {len(outcome.left_out)} without", flush=True)
+        measured = [one.measured for one in outcome.rows]
+        latest = [f"{m.pixels} px {m.seconds:.3f} s" for m in measured if m.arm == measured[-1].arm]
+        failed = f"; {len(outcome.left_out)} without numbers" if outcome.left_out else ""
+        print(f"{measured[-1].arm}: {', '.join(latest)}{failed}" if measured else failed[2:], flush=True)
 
     job = Job("", sizes, given.steps, given.seconds, given.text, given.toy, given.cap_gb)
     print(write(measure(given.arms, job, given.minutes, not given.together, progress)))

@@ -23,6 +23,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
+from library.memory.precision import QUANTISED
 from library.models import cost
 from library.models.cost import GB, Setting, Work
 from library.models.shape import FluxShape
@@ -60,8 +61,8 @@ def vram(shape: FluxShape, setting: Setting, work: Work, line: Line = PUBLISHED)
     ring = min(2, len(swapped)) * max((base.blocks[index] for index in swapped), default=0.0)
     checkpoint = 2.0 * shape.hidden * work.tokens * (shape.double_blocks + shape.single_blocks)
     activations = on_line(line, work.tokens) - (checkpoint / GB if setting.offload else 0.0)
-    if line is not PUBLISHED:
-        activations += cost.dequantised(shape, setting, work, base) / GB
+    if line is not PUBLISHED and setting.precision in QUANTISED:
+        activations += 2.0 * base.largest_linear / GB
     return (resident + ring + NETWORK_BYTES * work.trained) / GB + activations
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from benchmarks.lowvram import floors
 from benchmarks.lowvram.arms import ARMS, OPTIMIZER, RANK
 from benchmarks.lowvram.ceilings import Ceilings
 from benchmarks.lowvram.child import Measured
 from library.models import cost
-from library.models.cost import GB, Card, Work
+from library.models.cost import GB, REFERENCE_CARD, Work
 from library.models.shape import FluxShape
 
 OUTSIDE = ("allocator", "CUDA context")
@@ -58,7 +58,7 @@ def row(measured: Measured, ceilings: Ceilings, toy: bool, text: int) -> Row:
     work = Work(measured.trained, RANK, OPTIMIZER, 1, measured.pixels, measured.pixels, text)
     times = {}
     if ceilings.tflops and ceilings.pinned_gbs:
-        card = Card(ceilings.device, ceilings.tflops, ceilings.pinned_gbs, ceilings.memory_gb or 0.0)
+        card = replace(REFERENCE_CARD, name=ceilings.device, tflops=ceilings.tflops, pcie=ceilings.pinned_gbs)
         times = {
             "floor_seconds": floors.seconds(shape, setting, work, card.tflops, card.pcie),
             "pcie_seconds": (measured.pcie_gb or 0.0) / card.pcie,
@@ -102,7 +102,7 @@ def _show(value: float | None, form: str) -> str:
 
 def heading(about: dict[str, object], ceilings: Ceilings) -> str:
     """What was measured on, in a line or two."""
-    line = f"{about['device']}, torch {about['torch']}, driver {about['driver']}, {about['date']}"
+    line = f"{about['device']}, torch {about['torch']}, driver {about['driver']}, {about['host']}, {about['date']}"
     if about["cap_gb"]:
         line += f", held to {about['cap_gb']:g} GB"
     if ceilings.tflops is None:

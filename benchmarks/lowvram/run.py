@@ -106,7 +106,7 @@ def environment() -> dict[str, str]:
     """This process's environment with the allocator's settings, which have to be there before torch is imported."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     if sys.platform == "linux":
-        variables["PYTORCH_ALLOC_CONF"] = ALLOCATOR
+        variables.setdefault("PYTORCH_ALLOC_CONF", ALLOCATOR)
     return variables
 
 

@@ -82,7 +82,7 @@ def test_every_other_arm_runs_at_toy_size() -> None:
 def test_what_only_a_card_can_tell_is_left_open(toy) -> None:
     for one in toy.rows:
         assert (one.measured.allocated_gb, one.measured.reserved_gb, one.floor_seconds, one.ram) == (None,) * 4
-    about = {"device": "cpu", "torch": "2", "driver": "unknown", "date": "2026-01-01", "cap_gb": None}
+    about = {"device": "cpu", "torch": "2", "driver": "unknown", "host": "?", "date": "2026-01-01", "cap_gb": None}
     everything = (about, toy.ceilings, toy.rows, judge([]), [LeftOut("bf16 resident", (768, 1024), "because")])
     text = markdown(*everything)
     assert text.count(f"| {UNKNOWN} |") == len(judge([])) == 7 and "- bf16 resident, 768, 1024 px: because" in text
@@ -141,6 +141,7 @@ def test_what_a_card_cannot_do_is_not_tried() -> None:
 
 def test_the_allocator_is_set_before_torch_is_imported(monkeypatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     assert environment()["PYTORCH_ALLOC_CONF"] == ALLOCATOR
 
 
