@@ -4,8 +4,10 @@ import json
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks.lowvram import child, floors, targets
 from benchmarks.lowvram.__main__ import main
@@ -236,3 +238,24 @@ def test_the_command_writes_markdown_and_json(tmp_path, monkeypatch, capsys) -> 
     assert [one["arm"] for one in written["results"]] == ["bf16 resident", "int8 streamed"]
     assert {one["verdict"] for one in written["verdicts"]} == {UNKNOWN} and written["toy"] is True
     assert target.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out
+
+
+def test_a_cards_memory_is_read(monkeypatch) -> None:
+    answers = {
+        "mem_get_info": (6e9, 10e9), "max_memory_allocated": 1e9, "max_memory_reserved": 2e9, "memory_reserved": 1.5e9,
+    }  # fmt: skip
+    for name, value in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    memory = child._device_memory(torch.device("cuda"))
+    assert memory == {"allocated_gb": 1.0, "reserved_gb": 2.0, "context_gb": 2.5}
+
+
+def test_a_cap_leaves_room_for_the_context(monkeypatch) -> None:
+    fractions = []
+    monkeypatch.setattr(child, "device_here", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    monkeypatch.setattr(child, "build", lambda job, arm, device: pytest.skip("far enough"))
+    with pytest.raises(pytest.skip.Exception):
+        next(child.run(replace(TOY_JOB, arm="bf16 resident", cap_gb=4.0), alone=False))
+    assert fractions == [pytest.approx((4e9 - cost.CUDA_CONTEXT) / 80e9)]
