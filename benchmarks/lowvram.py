@@ -22,6 +22,7 @@ from torch import Tensor
 
 from library.config.tables.network import NetworkTable
 from library.flow.packing import image_ids
+from library.memory import allocator
 from library.memory.offload import LARGE, InHostMemory
 from library.models import cost
 from library.models.cost import GB, Setting, Work
@@ -241,6 +242,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="toy size, on any device")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
+    allocator.configure()
     if not given.toy and not torch.cuda.is_available():
         parser.error("full size needs a CUDA card; --toy runs anywhere")
     results = run(given.arms, given.pixels, given.toy, given.steps, given.text)
