@@ -16,6 +16,7 @@ from library.errors import ModelError
 from library.tensorfile import Header, read_header
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -30,6 +31,13 @@ class Reader:
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored; the caller converts it."""
         raise NotImplementedError
+
+    def read_to(self, name: str, device: torch.device | str) -> Tensor:
+        """The same on a device: it crosses in its stored dtype."""
+        return self.read(name).to(device)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """A hint that these are read soon, so that the disk can begin; does nothing where that is not known."""
 
     def num_bytes(self) -> int:
         """Bytes of all tensors as stored."""
@@ -62,14 +70,27 @@ class SafetensorsReader(Reader):
         info = self.headers[file].tensors[name]
         if not info.num_elements:
             return torch.empty(info.shape, dtype=torch_dtype(info.dtype, name, self.source))
-        if file not in self._maps:
-            with open(file, "rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        data = memoryview(self._maps[file])[info.begin : info.end]
+        data = memoryview(self._mapped(file))[info.begin : info.end]
         dtype = torch_dtype(info.dtype, name, self.source)
         if info.begin % max(1, dtype.itemsize):
             data = bytearray(data)
         return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        advice = getattr(mmap, "MADV_WILLNEED", None)  # Windows has none
+        if advice is None:
+            return
+        for name in names:
+            info = self.headers[self.where[name]].tensors[name]
+            begin = info.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            if info.end > info.begin:
+                self._mapped(self.where[name]).madvise(advice, begin, info.end - begin)
+
+    def _mapped(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            with open(file, "rb") as handle:
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[file]
 
 
 class GgufReader(Reader):
@@ -125,6 +146,12 @@ class Renamed(Reader):
 
     def read(self, name: str) -> Tensor:
         return self.reader.read(self.names[name]).reshape(self.shapes[name])
+
+    def read_to(self, name: str, device: torch.device | str) -> Tensor:
+        return self.reader.read_to(self.names[name], device).reshape(self.shapes[name])
+
+    def will_need(self, names: Iterable[str]) -> None:
+        self.reader.will_need([self.names[name] for name in names])
 
 
 def torch_dtype(name: str, tensor: str, source: str):
