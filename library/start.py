@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from library.config import Command, Run, help_text, load
 from library.errors import DiskError, OutOfMemory, Stopped, UserError
+from library.memory import allocator
 
 log = logging.getLogger("influx")
 
@@ -95,6 +96,7 @@ def _set_up_output() -> None:
 
 def _set_up_process(run: Run) -> None:
     """What has to be in the environment before torch is imported."""
+    allocator.configure()
     if run.saving.hub_token:
         os.environ.setdefault("HF_TOKEN", run.saving.hub_token)
     rank = run.training.local_rank

@@ -28,6 +28,7 @@ from library.config.tables.model import ModelTable
 from library.errors import UserError
 from library.flow.euler import SigmaSchedule
 from library.flow.velocity import mix
+from library.memory import allocator
 from library.memory.device import choose_device, release
 from library.models.base import Base
 from library.models.predict import grid_ids, predict
@@ -181,6 +182,7 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("output/verify"))
     parser.add_argument("--no_diffusers", action="store_true", help="skip the comparison (it needs 24 GB of RAM)")
     given = parser.parse_args()
+    allocator.configure()
     keys = {"ae": given.ae, "clip_l": given.clip_l, "t5xxl": given.t5xxl}
     try:
         base = Base.open(ModelTable(pretrained_model_name_or_path=given.base, **keys))

@@ -19,10 +19,9 @@ from benchmarks.lowvram.ceilings import Ceilings
 from benchmarks.lowvram.child import Job, Measured
 from benchmarks.lowvram.child import run as run_here
 from benchmarks.lowvram.report import LeftOut, Row, row
+from library.memory import allocator
 
 ROOT = Path(__file__).resolve().parents[2]
-ALLOCATOR = "expandable_segments:True,pinned_max_round_threshold_mb:1"
-"""As the trainer sets it: no fragments between sizes, and no page-locked buffer rounded up to a power of two."""
 HANG = 300.0
 """Seconds an arm may run beyond the end of the time before it is taken for stuck."""
 
@@ -105,8 +104,7 @@ def call(job: dict[str, object], patience: float) -> tuple[list[dict], str | Non
 def environment() -> dict[str, str]:
     """This process's environment with the allocator's settings, which have to be there before torch is imported."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    if sys.platform == "linux":
-        variables.setdefault("PYTORCH_ALLOC_CONF", ALLOCATOR)
+    allocator.configure(variables)
     return variables
 
 

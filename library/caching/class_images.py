@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from library import forecast
 from library.caching.encode import DTYPES, encode_previews, encode_texts
 from library.data.batches import Choice, Gatherer
 from library.data.manifest import Text
@@ -25,30 +26,34 @@ from library.data.reader import Reader
 from library.files import atomic_write
 from library.flow.draws import key_seed
 from library.flow.euler import SigmaSchedule
+from library.memory.capability import DTYPES as ACTIVATIONS
+from library.memory.capability import capability_of, mixed_precision
 from library.memory.device import choose_device, release
+from library.models import feasible
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import to_bytes
 
 if TYPE_CHECKING:
     from library.caching.session import Session
     from library.conditioning.item import Condition
+    from library.config.run import Run
     from library.data.ledger import Ledger
     from library.models.text import TextEmbeddings
 
 log = logging.getLogger("influx")
-PRECISIONS = {**DTYPES, "no": torch.float32}
 
 
 def generate(session: Session, numbers: list[int], ledger: Ledger) -> None:
     """Paint the class images of these numbers into class_data_dir. Their seeds follow from the run's and the number."""
     cache = session.run.cache
     assert cache.class_data_dir is not None
+    run, device, dtype = _feasible(session)
     preview = _request(session, ledger)
     encode_texts(session, [text for text in preview.texts if session.texts.fingerprint(text) not in session.store])
     encode_previews(session, [preview] if preview.fingerprint not in session.store else [])
     condition, text = _encoded(session, preview)
-    latents = _painted(session, numbers, condition, text)
-    vae = session.base.load_vae(choose_device(session.run.training.device), DTYPES[cache.vae_dtype], parts="decoder")
+    latents = _painted(session, run, device, dtype, numbers, condition, text)
+    vae = session.base.load_vae(device, DTYPES[cache.vae_dtype], parts="decoder")
     for number, latent in zip(numbers, latents, strict=True):
         buffer = io.BytesIO()
         Image.fromarray(to_bytes(vae.decode(latent[None]))[0].numpy()).save(buffer, "PNG")
@@ -77,11 +82,30 @@ def _encoded(session: Session, preview: PlannedPreview) -> tuple[Condition, Text
     return condition, text
 
 
-def _painted(session: Session, numbers: list[int], condition: Condition, text: TextEmbeddings) -> list[torch.Tensor]:
+def _feasible(session: Session) -> tuple[Run, torch.device, torch.dtype]:
+    """The run with its memory settings chosen, and where and in what it computes; refused before anything is loaded."""
+    device = choose_device(session.run.training.device)
+    able = capability_of(device)
+    run, lines = forecast.settle(session.run, session.base.shape)
+    if lines:
+        log.info("%s", "\n".join(lines))
+    wanted = run.cache.prior_generation_precision or run.training.mixed_precision
+    dtype = ACTIVATIONS[mixed_precision("no" if wanted == "fp32" else wanted, able)]
+    feasible.require(run.memory, session.base.shape, dtype, able)
+    return run, device, dtype
+
+
+def _painted(
+    session: Session,
+    run: Run,
+    device: torch.device,
+    dtype: torch.dtype,
+    numbers: list[int],
+    condition: Condition,
+    text: TextEmbeddings,
+) -> list[torch.Tensor]:
     """The latents of all images, on the CPU; the transformer is gone from memory afterwards."""
-    run, base = session.run, session.base
-    device = choose_device(run.training.device)
-    dtype = PRECISIONS[run.cache.prior_generation_precision or run.training.mixed_precision or _usual(device)]
+    base = session.base
     transformer = base.load_transformer(device, dtype, run.memory)
     guidance = run.sampling.sample_guidance_scale
     latents: list[torch.Tensor] = []
@@ -108,7 +132,3 @@ def _painted(session: Session, numbers: list[int], condition: Condition, text: T
     del transformer
     release(device)
     return latents
-
-
-def _usual(device: torch.device) -> str:
-    return "bf16" if device.type == "cuda" else "no"

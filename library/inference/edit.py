@@ -21,8 +21,9 @@ from library.config.tables import CacheTable
 from library.errors import OutOfMemory
 from library.flow.euler import SigmaSchedule
 from library.inference.plan import Plan, Request
+from library.memory.capability import DTYPES, capability_of, mixed_precision
 from library.memory.device import choose_device, release
-from library.models import setup
+from library.models import feasible, setup
 from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings, wants_layerwise
@@ -40,7 +41,6 @@ from library.sampling.pixels import (
     with_unmasked,
 )
 
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PROMPTS_AT_ONCE = 8
 VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -48,7 +48,9 @@ VAE_PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bf
 def edit(plan: Plan, run: Run, base: Base) -> None:
     """Make and write every result of the plan. Raises OutOfMemory with what to change if the device has too little."""
     device = choose_device(run.training.device)
-    dtype = _precision(run.training.mixed_precision, device)
+    able = capability_of(device)
+    dtype = DTYPES[mixed_precision(run.training.mixed_precision, able)]
+    feasible.require(run.memory, base.shape, dtype, able)
     try:
         texts = _encode_prompts(plan, run.cache, base, device)
         conditions = _encode_conditions(plan, run.cache, base, device)
@@ -80,12 +82,6 @@ def edit(plan: Plan, run: Run, base: Base) -> None:
 
 def _advance(bar: tqdm, count: int, step: int) -> None:
     bar.update(count)
-
-
-def _precision(wanted: str | None, device: torch.device) -> torch.dtype:
-    if wanted is not None:
-        return PRECISIONS[wanted]
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts) -> Vae:

@@ -97,20 +97,21 @@ class _Recalled(torch.autograd.Function):
         return *gradients, None
 
 
-def can_remember(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether flash attention, which gives what is to be remembered, exists for this device and dtype."""
-    if device.type == "cpu":
+def can_remember(kind: str, compute: tuple[int, int] | None, dtype: torch.dtype) -> bool:
+    """Whether flash attention, which gives what is to be remembered, exists for a kind of device and a dtype.
+
+    compute: an NVIDIA card's compute capability; None where that does not apply.
+    """
+    if kind == "cpu":
         return True
-    half = dtype in (torch.bfloat16, torch.float16)
-    return device.type == "cuda" and half and torch.cuda.get_device_capability(device) >= (8, 0)
+    return kind == "cuda" and dtype in (torch.bfloat16, torch.float16) and (compute is None or compute >= (8, 0))
 
 
-def available_backends(device: torch.device) -> list[str]:
-    """The backends that work on this device, found by trying a tiny attention with gradients."""
+def available_backends(device: torch.device, dtype: torch.dtype = torch.float32) -> list[str]:
+    """The backends that work on this device and dtype, found by trying a tiny attention with gradients."""
     found = []
     for name in BACKENDS:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        x = torch.zeros(1, 16, 2, 64, device=device, dtype=dtype, requires_grad=True)
+        x = torch.zeros(1, 16, 2, 128, device=device, dtype=dtype, requires_grad=True)
         with contextlib.suppress(RuntimeError):
             Attention(name)(x, x, x).sum().backward()
             found.append(name)

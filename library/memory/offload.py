@@ -11,6 +11,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from library.memory.host import host_tensor
 from library.memory.lane import Lane, Mark, lane_for
 
 Tensors = tuple[Tensor, ...]
@@ -101,12 +102,9 @@ class InHostMemory(Keeper):
         key = (tuple(tensor.shape), tensor.dtype)
         if self.free[key]:
             return self.free[key].pop()
-        try:
-            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.pin)
-        except RuntimeError:
-            # No more page-locked memory: from here on the copies block, but they work.
-            self.pin = False
-            return torch.empty(tensor.shape, dtype=tensor.dtype)
+        host = host_tensor(tensor.shape, tensor.dtype, self.pin)
+        self.pin = self.pin and host.is_pinned()
+        return host
 
     def before(self, kept: _InHost) -> _InHost | None:
         """The inputs that the backward pass will ask for after these, which are then forgotten here."""

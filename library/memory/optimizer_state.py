@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from library.memory.host import host_tensor
+
 
 def keep_state_in_ram(optimizer: torch.optim.Optimizer, pin: bool = True) -> None:
     """From now on the state comes to its parameters' devices before each step and leaves after it."""
@@ -26,5 +28,4 @@ def _move(optimizer: torch.optim.Optimizer, to_host: bool, pin: bool) -> None:
 def _in_ram(value: Tensor, pin: bool) -> Tensor:
     if value.device.type == "cpu":
         return value
-    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=pin and value.device.type == "cuda")
-    return host.copy_(value)
+    return host_tensor(value.shape, value.dtype, pin and value.device.type == "cuda").copy_(value)

@@ -5,7 +5,7 @@ Here are the protocol and the plain form (a matrix in bf16, fp16 or fp32); the q
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,10 @@ from torch import Tensor
 
 Tensors = dict[str, Tensor]
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+FEW = 16
+"""Vectors up to which a product on a CPU is bound by reading the weight, and not by arithmetic."""
+STRIP = 3 << 18
+"""Weights decoded at once for a few vectors: what stays in a core's cache until it is multiplied."""
 
 
 class Storage:
@@ -57,7 +61,26 @@ class Storage:
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + b."""
-        return F.linear(x, self.decode(self.bound, x.dtype), bias)
+        if not self.takes_few(x):
+            return F.linear(x, self.decode(self.bound, x.dtype), bias)
+        product = self.few(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+        return product if bias is None else product + bias
+
+    def takes_few(self, x: Tensor) -> bool:
+        """Whether `few` does this product; decided by device, dtype and shape alone."""
+        on_cpu = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float32)
+        return on_cpu and x.numel() <= FEW * x.shape[-1]
+
+    def few(self, x: Tensor) -> Tensor:
+        """x (B, in) W^T for a few vectors on a CPU, where writing a decoded weight to RAM would cost the most."""
+        product = x.new_empty(len(x), self.shape[0])
+        for rows, weight in self.strips(x.dtype):
+            product[:, rows] = F.linear(x, weight)
+        return product
+
+    def strips(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """The weight to compute with in `dtype`, a strip of rows at a time (see `strips_of`)."""
+        raise NotImplementedError
 
     def input_gradient(self, grad: Tensor) -> Tensor:
         """The gradient of x: grad W."""
@@ -103,3 +126,13 @@ class PlainStorage(Storage):
 
     def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
         return tensors["weight"].to(dtype)
+
+    def takes_few(self, x: Tensor) -> bool:
+        return False
+
+
+def strips_of(shape: tuple[int, int]) -> Iterator[slice]:
+    """The rows of a weight, a cacheful at a time: a multiple of 64, so that every strip starts with a block of NF4."""
+    height = max(64, STRIP // shape[1] // 64 * 64)
+    for start in range(0, shape[0], height):
+        yield slice(start, min(start + height, shape[0]))

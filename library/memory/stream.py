@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from library.memory.host import host_buffer
 from library.memory.lane import Lane, Mark, lane_for
 from library.memory.storage import Layout, Storage, Tensors
 
@@ -44,17 +45,6 @@ def flat_views(buffer: Tensor, layouts: Sequence[Layout]) -> list[Tensors]:
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def host_buffer(size: int, pin: bool) -> Tensor:
-    """A flat byte buffer in host memory; page-locked if asked for and granted."""
-    if pin and torch.cuda.is_available():
-        try:
-            return torch.empty(size, dtype=torch.uint8, pin_memory=True)
-        except RuntimeError:
-            # The system refuses to lock more memory (Windows caps it near half of the RAM): pageable still works.
-            pass
-    return torch.empty(size, dtype=torch.uint8)
 
 
 def spread(count: int, total: int) -> list[int]:

@@ -162,24 +162,26 @@ class Base:
     ) -> TextEncoders:
         """CLIP-L and T5 with their tokenizers, in `dtype` (float32 if not given).
 
-        layerwise: keep T5 in RAM and bring one layer at a time to the device, for cards that cannot hold it.
+        layerwise: bring one layer of T5 at a time from its file to the device, for cards that cannot hold it.
         t5_precision: 'int8', 'fp8' or 'nf4' to keep T5's weights so, quantised before they go to the device.
         """
         import torch
 
         from library.memory.precision import QUANTISED
         from library.models import text
+        from library.models.layerwise import load_t5 as load_layerwise
 
         loaded, tokenizers = [], []
         for part, load in zip(TEXT_PARTS, (text.load_clip, text.load_t5)):
             reader, config = _component(self._path(part.key, part.folder), "model", self.table.variant, part.key)
-            if part.kind == "t5" and t5_precision in QUANTISED:
+            if part.kind == "t5" and layerwise:
+                loaded.append(load_layerwise(reader, config, device, dtype or torch.float32, t5_precision))
+            elif part.kind == "t5" and t5_precision in QUANTISED:
                 model = load(reader, config, "cpu", dtype or torch.float32)
                 text.quantise(model.encoder, t5_precision)
-                loaded.append(model if layerwise else model.to(device))
+                loaded.append(model.to(device))
             else:
-                place = "cpu" if layerwise and part.kind == "t5" else device
-                loaded.append(load(reader, config, place, dtype or torch.float32))
+                loaded.append(load(reader, config, device, dtype or torch.float32))
             rows = loaded[-1].config.vocab_size
             folder = self._tokenizer(part) or text.built_in_tokenizer(part.kind, rows)
             tokenizers.append(text.load_tokenizer(folder, part.kind, rows))

@@ -159,6 +159,14 @@ def swapped_blocks(shape: FluxShape, count: int) -> list[int]:
     return [int((k + 0.5) * total / count) for k in range(count)]
 
 
+def resident_bytes(shape: FluxShape, setting: Setting, activation_bytes: int = 2) -> float:
+    """Bytes of the base that stay on the device: all but the streamed blocks and modulation in RAM."""
+    base = weights(shape, setting, activation_bytes)
+    swapped = swapped_blocks(shape, setting.blocks_to_swap) if setting.blocks_to_swap else []
+    streamed = sum(base.blocks[index] for index in swapped)
+    return base.total - streamed - (base.modulation if setting.modulation_on_cpu else 0.0)
+
+
 def activations(shape: FluxShape, setting: Setting, work: Work) -> float:
     """Peak bytes of activations and gradients in flight during one training step.
 
@@ -186,11 +194,10 @@ def training_vram(shape: FluxShape, setting: Setting, work: Work) -> Memory:
     """Device memory of the training command."""
     base = weights(shape, setting, work.activation_bytes)
     swapped = swapped_blocks(shape, setting.blocks_to_swap) if setting.blocks_to_swap else []
-    streamed = sum(base.blocks[index] for index in swapped)
     slots = min(setting.ring, len(swapped))
     state = 0.0 if work.optimizer_offload else OPTIMIZER_BYTES.get(work.optimizer, 8) * work.trained
     parts = {
-        "base weights": base.total - streamed - (base.modulation if setting.modulation_on_cpu else 0.0),
+        "base weights": resident_bytes(shape, setting, work.activation_bytes),
         "streaming ring": slots * max((base.blocks[index] for index in swapped), default=0.0),
         "network (fp32 weights, gradients)": 8.0 * work.trained,
         "optimizer": state,

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from library.memory.attention import Attention
+from library.memory.host import host_buffer
 from library.memory.linear import Linear
 from library.memory.precision import PLAIN_DTYPES, QUANTISED, STORAGES, is_quantised, make_storage
 from library.memory.storage import Layout, Tensors
-from library.memory.stream import HostBlock, Streamer, flat_bytes, flat_views, host_buffer, spread
+from library.memory.stream import HostBlock, Streamer, flat_bytes, flat_views, spread
 from library.models.checkpoint_file import TransformerFile
 from library.models.flux import FluxTransformer
 from library.models.keymap import Entry

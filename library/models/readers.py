@@ -17,6 +17,7 @@ from library.errors import ModelError
 from library.tensorfile import Header, read_header
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -31,6 +32,13 @@ class Reader:
     def read(self, name: str) -> Tensor:
         """The tensor as it is stored. The caller converts it, and never writes to it: it may be the mapped file."""
         raise NotImplementedError
+
+    def read_to(self, name: str, device: torch.device | str) -> Tensor:
+        """The same on a device: it crosses in its stored dtype."""
+        return self.read(name).to(device)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        """A hint that these are read soon, so that the disk can begin; does nothing where that is not known."""
 
     def num_bytes(self) -> int:
         """Bytes of all tensors as stored."""
@@ -63,17 +71,30 @@ class SafetensorsReader(Reader):
         info = self.headers[file].tensors[name]
         if not info.num_elements:
             return torch.empty(info.shape, dtype=torch_dtype(info.dtype, name, self.source))
-        if file not in self._maps:
-            # Read-only: a writable private mapping counts as memory, and a file larger than the RAM is then refused.
-            with open(file, "rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        data = memoryview(self._maps[file])[info.begin : info.end]
+        data = memoryview(self._mapped(file))[info.begin : info.end]
         dtype = torch_dtype(info.dtype, name, self.source)
         if info.begin % max(1, dtype.itemsize):
             data = bytearray(data)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             return torch.frombuffer(data, dtype=dtype).reshape(info.shape)
+
+    def will_need(self, names: Iterable[str]) -> None:
+        advice = getattr(mmap, "MADV_WILLNEED", None)  # Windows has none
+        if advice is None:
+            return
+        for name in names:
+            info = self.headers[self.where[name]].tensors[name]
+            begin = info.begin // mmap.PAGESIZE * mmap.PAGESIZE
+            if info.end > info.begin:
+                self._mapped(self.where[name]).madvise(advice, begin, info.end - begin)
+
+    def _mapped(self, file: Path) -> mmap.mmap:
+        if file not in self._maps:
+            # Read-only: a writable private mapping counts as memory, and a file larger than the RAM is then refused.
+            with open(file, "rb") as handle:
+                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._maps[file]
 
 
 class GgufReader(Reader):
@@ -129,6 +150,12 @@ class Renamed(Reader):
 
     def read(self, name: str) -> Tensor:
         return self.reader.read(self.names[name]).reshape(self.shapes[name])
+
+    def read_to(self, name: str, device: torch.device | str) -> Tensor:
+        return self.reader.read_to(self.names[name], device).reshape(self.shapes[name])
+
+    def will_need(self, names: Iterable[str]) -> None:
+        self.reader.will_need([self.names[name] for name in names])
 
 
 def torch_dtype(name: str, tensor: str, source: str):

@@ -13,6 +13,9 @@ from library.errors import ModelError
 from library.models.readers import Reader
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
     from torch import Tensor
 
 WEIGHT_SCALES = ("scale_weight", "weight_scale")
@@ -45,15 +48,19 @@ class Unscaled(Reader):
         return self.reader.num_bytes()
 
     def read(self, name: str) -> Tensor:
-        import torch
+        return self.read_to(name, "cpu")
 
-        value = self.reader.read(name)
+    def read_to(self, name: str, device: torch.device | str) -> Tensor:
+        value = self.reader.read_to(name, device)
         if name not in self.scales:
             return value
-        scale = self.reader.read(self.scales[name]).float()
+        scale = self.reader.read_to(self.scales[name], device).float()
         if scale.ndim == 1 and scale.numel() > 1:
             scale = scale[:, None]
-        return value.to(torch.float32) * scale
+        return value.float() * scale
+
+    def will_need(self, names: Iterable[str]) -> None:
+        self.reader.will_need(names)
 
     def _is_about_scales(self, name: str) -> bool:
         """Sort out one name of the file. Raises ModelError for a scale that is not understood."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from library.config.tables.memory import MemoryTable
-from library.errors import ConfigError
-from library.memory.attention import Attention, can_remember
+from library.memory.attention import Attention
 from library.memory.offload import InHostMemory
 from library.models import quantized
 from library.models.checkpoint_file import TransformerFile
@@ -57,22 +56,14 @@ def load(
 def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
     """Checkpointing, activation offload and compilation, as the memory table says; call it before the first step.
 
-    Raises ConfigError for what this device cannot do.
+    What this device cannot do was refused by `feasible` before the weights were loaded.
     """
     runner = model.runner
     runner.checkpointing = memory.gradient_checkpointing or memory.cpu_offload_checkpointing
     if memory.cpu_offload_checkpointing:
         runner.keeper = InHostMemory(model.device, memory.pin_memory)
     if memory.save_attention_outputs:
-        if not runner.checkpointing:
-            raise ConfigError(
-                "save_attention_outputs needs gradient_checkpointing = true: without it all is kept anyway"
-            )
-        if not can_remember(model.device, model.dtype):
-            raise ConfigError(
-                "save_attention_outputs needs flash attention (bf16 or fp16 on a card of compute capability 8.0 or"
-                " newer); remove the key"
-            )
+        assert runner.checkpointing
         runner.keep_attention = True
     if memory.torch_compile:
         model.ops.compile(memory.dynamo_backend)

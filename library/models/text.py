@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from library.errors import ModelError
 from library.memory.linear import Linear
@@ -32,7 +31,6 @@ GOLDEN_IDS = {
     "clip": [49406, 9466, 518, 736, 7117, 593, 320, 1746, 637, 267, 1726, 518, 5994, 256, 49407],
     "t5": [28035, 8, 1131, 8196, 28, 3, 9, 1692, 80, 6, 453, 8, 2458, 55, 1],
 }
-LAYERWISE_BATCH = 8
 LAYERWISE_CAPTIONS = 512
 """Captions to give a layerwise encoder at once: their hidden states wait in RAM (4.2 MB each in bf16)."""
 WHOLE_T5_BYTES = 14e9
@@ -67,8 +65,8 @@ class Encoded:
 class TextEncoders:
     """CLIP-L and T5 with their tokenizers.
 
-    With `layerwise`, T5 is in RAM and its layers visit the device one after the other: give `encode` many captions at
-    once, each layer then crosses once for all of them.
+    With `layerwise`, T5's layers visit the device one after the other (see layerwise.py): give `encode` many captions
+    at once, each layer then crosses once for all of them.
     """
 
     def __init__(
@@ -81,8 +79,6 @@ class TextEncoders:
         self.device = device
         self.layerwise = layerwise
         self.captions_at_once = LAYERWISE_CAPTIONS if layerwise else 1
-        if layerwise:
-            make_layerwise(t5, device)
 
     def tokenize(self, captions: list[str], length: int) -> tuple[Tensor, Tensor, list[str]]:
         """T5 ids (B, length), CLIP ids (B, 77), and the words of each caption that T5 does not see."""
@@ -141,6 +137,14 @@ class T5Reader:
 
     def read(self, name: str) -> Tensor:
         return self.reader.read(self.names[name])
+
+    def read_to(self, name: str, device: torch.device) -> Tensor:
+        """The tensor on a device, in its stored dtype (its scale applied there)."""
+        return self.reader.read_to(self.names[name], device)
+
+    def will_need(self, names: list[str]) -> None:
+        """Announce what is read next."""
+        self.reader.will_need([self.names[name] for name in names])
 
 
 def load_clip(reader: Reader, config: dict, device: torch.device | str, dtype: torch.dtype) -> Any:
@@ -212,40 +216,6 @@ def built_in_tokenizer(kind: str, rows: int) -> Path:
             f" name its tokenizer's folder with {kind}_tokenizer"
         )
     return folder
-
-
-class LayerByLayer(nn.Module):
-    """A T5 block that visits the device once for all captions: its weights cross, the hidden states wait in RAM."""
-
-    def __init__(self, block: nn.Module, device: torch.device, batch: int):
-        super().__init__()
-        self.block = block
-        self.device = device
-        self.batch = batch
-
-    def forward(self, hidden: Tensor, mask: Tensor | None, bias: Tensor | None, *rest: Any, **keywords: Any) -> tuple:
-        """As T5's own block; `hidden` (N, L, D) is in RAM and may hold every caption there is."""
-        weights = {name: value.to(self.device, non_blocking=True) for name, value in self.block.named_parameters()}
-        storages = [linear.storage for linear in self.block.modules() if isinstance(linear, Linear)]
-        for storage in storages:
-            storage.bind({name: value.to(self.device, non_blocking=True) for name, value in storage.home.items()})
-        outputs = []
-        for chunk in hidden.split(self.batch):
-            own_mask = None if mask is None else mask[: len(chunk)].to(self.device)
-            arguments = (chunk.to(self.device), own_mask, bias, *rest)
-            result = functional_call(self.block, weights, arguments, keywords)
-            outputs.append(result[0].to(hidden.device))
-            bias = result[1]
-        for storage in storages:
-            storage.bind(storage.home)
-        return (torch.cat(outputs), bias, *result[2:])
-
-
-def make_layerwise(t5: Any, device: torch.device, batch: int = LAYERWISE_BATCH) -> None:
-    """Let a T5 that stays in RAM compute on `device`, one block at a time."""
-    blocks = t5.encoder.block
-    for index, block in enumerate(blocks):
-        blocks[index] = LayerByLayer(block, device, batch)
 
 
 def wants_layerwise(wanted: bool | None, device: torch.device) -> bool:

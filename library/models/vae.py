@@ -99,10 +99,11 @@ def load_strictly(
     device: torch.device | str,
     dtype: torch.dtype,
     ignore: tuple[str, ...] = (),
+    leave: tuple[str, ...] = (),
 ) -> None:
     """Fill a model made on the meta device; a missing, unknown or misshapen tensor is a ModelError.
 
-    Tensors whose names start with one of `ignore` are passed over.
+    Tensors whose names start with one of `ignore` are passed over; with one of `leave`, checked but not loaded.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     offered = {name: shape for name, shape in reader.shapes.items() if not name.startswith(ignore)} if ignore else None
@@ -117,5 +118,9 @@ def load_strictly(
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ModelError(f"{reader.source} does not fit a {type(model).__name__}: {shown}")
-    state = {name: reader.read(name).to(device=device, dtype=dtype, copy=True) for name in wanted}
-    model.load_state_dict(state, strict=True, assign=True)
+    state = {
+        name: reader.read(name).to(device=device, dtype=dtype, copy=True)
+        for name in wanted
+        if not leave or not name.startswith(leave)
+    }
+    model.load_state_dict(state, strict=not leave, assign=True)

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from library.config.run import Run
@@ -26,15 +25,7 @@ from library.training.progress import Progress
 from library.training.schedules import Schedule
 from library.training.state import RunState
 
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POLYNOMIAL_END = 1e-7  # the learning rate that diffusers' polynomial schedule ends at
-
-
-def precision(table: TrainingTable, device: torch.device) -> str:
-    """mixed_precision, chosen by the device if not set."""
-    if table.mixed_precision is not None:
-        return table.mixed_precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def rate_scale(run: Run, world: World) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from library.config.run import Run
 from library.errors import OutOfMemory, Stopped
+from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
 from library.models.probe import probe_step
@@ -51,9 +52,9 @@ def train(run: Run) -> int:
 
 def _train(site: Site, choice: OptimizerChoice) -> int:
     run, saved = site.run, site.start.saved()
-    transformer = setup.load(site.base.transformer_file, site.device, assemble.DTYPES[site.mixed], run.memory)
+    transformer = setup.load(site.base.transformer_file, site.device, DTYPES[site.mixed], run.memory)
     setup.set_up_training(transformer, run.memory)
-    clip = site.base.load_clip(site.device, assemble.DTYPES[site.mixed]) if run.network.train_text_encoder else None
+    clip = site.base.load_clip(site.device, DTYPES[site.mixed]) if run.network.train_text_encoder else None
     trained = assemble.make_trained(run, choice, transformer, clip, site.world, site.mixed, site.start.seed, saved)
     if site.sharded:
         from library.training.sharding import shard_blocks

@@ -1,6 +1,7 @@
 """Where a run happens, checked and opened before any weight is loaded: processes, folder, cache, base."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,16 @@ import torch
 
 from library.config.run import Run
 from library.data.cached import CachedDataset, open_cache
+from library.memory.capability import DTYPES, capability_of, mixed_precision
+from library.models import feasible
 from library.models.base import Base
-from library.training import assemble, processes, start
+from library.training import processes, start
 from library.training.processes import World
 from library.training.run_folder import RunFolder, fresh_folder
 from library.training.signals import StopRequests
 from library.training.start import Start
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,12 +52,23 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
         dataset = open_cache(run)
         stack.callback(dataset.close)
         base = Base.open(run.model)
+        mixed = _precision(run, base, device)
         begun = start.decide(run, output, dataset, base) if output is not None else None
         begun = processes.from_main(begun, world)
         assert isinstance(begun, Start)
         stop = stack.enter_context(StopRequests(folder))
-        mixed = assemble.precision(run.training, device)
         yield Site(run, world, device, dataset, base, begun, output, stop, mixed)
+
+
+def _precision(run: Run, base: Base, device: torch.device) -> str:
+    """The precision of the arithmetic. Raises ConfigError if the device cannot do what the run asks of it."""
+    able = capability_of(device)
+    mixed = mixed_precision(run.training.mixed_precision, able)
+    if mixed != run.training.mixed_precision and able.kind == "cuda" and not able.bf16:
+        log.warning('%s has no bf16: the arithmetic is fp32. Set mixed_precision = "no", so that plans count it', able)
+    feasible.require(run.memory, base.shape, DTYPES[mixed], able)
+    feasible.require_training(run.memory, DTYPES[mixed], able)
+    return mixed
 
 
 def _folder(run: Run) -> Path:

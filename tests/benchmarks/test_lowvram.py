@@ -15,8 +15,9 @@ from benchmarks.lowvram.arms import ARMS, PRECISIONS, RANK, WAYS
 from benchmarks.lowvram.ceilings import Ceilings
 from benchmarks.lowvram.child import Job, Measured
 from benchmarks.lowvram.report import LeftOut, markdown, record, row
-from benchmarks.lowvram.run import ALLOCATOR, Outcome, call, environment, explanation, measure
+from benchmarks.lowvram.run import Outcome, call, environment, explanation, measure
 from benchmarks.lowvram.targets import MET, MISSED, UNKNOWN, judge
+from library.memory import allocator
 from library.models import cost
 from library.models.cost import GB, Setting, Work
 from library.models.shape import FluxShape
@@ -142,9 +143,9 @@ def test_what_a_card_cannot_do_is_not_tried() -> None:
 
 
 def test_the_allocator_is_set_before_torch_is_imported(monkeypatch) -> None:
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    assert environment()["PYTORCH_ALLOC_CONF"] == ALLOCATOR
+    for name in allocator.USERS_OWN:
+        monkeypatch.delenv(name, raising=False)
+    assert environment()[allocator.VARIABLE] == allocator.settings()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ from PIL import Image
 
 from library import inference
 from library.config import Run
-from library.errors import NonFiniteError, OutOfMemory
+from library.errors import ConfigError, NonFiniteError, OutOfMemory
 from library.flow.draws import normal
 from library.inference import edit as carried_out
+from library.models.base import Base
 from library.tensorfile import save_tensors
 from tests.oracle.reference import noisy_mask, noisy_picture, run_oracle
 
@@ -179,3 +180,9 @@ def test_edit_in_a_region_takes_its_mask(ask: Ask, folder: Path) -> None:
         ask(*words, "--output", str(folder / "part.png"), "--mask", str(folder / "region.png"), image="in/a.png")
     )
     assert abs(pixels(folder / "whole.png") - pixels(folder / "part.png")).mean() > 0.5
+
+
+def test_what_the_device_cannot_do_is_said_before_anything_is_loaded(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Base, "load_text_encoders", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="attention_backend = cudnn does not work on the CPU with fp32"):
+        inference.run(ask("--lora", "none", "--mode", "edit", "--attention_backend", "cudnn"))

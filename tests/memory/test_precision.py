@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from library.memory import storage
 from library.memory.linear import Linear
 from library.memory.precision import QUANTISED, STORAGES, Int8, is_quantised, make_storage
 
@@ -149,3 +150,36 @@ def test_moving_keeps_precisions() -> None:
     linear.to(torch.bfloat16)
     assert linear.storage.home["values"].dtype == torch.int8 and linear.bias.dtype == torch.bfloat16
     assert isinstance(linear.storage, Int8) and linear.storage.bound is linear.storage.home
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("shape", [(192, 256), (70, 33), (129, 62), (1, 1)])
+@pytest.mark.parametrize("count", [1, 3, 8, 16])
+def test_a_few_vectors_on_a_cpu_are_as_exact_as_the_decoded_weight(precision, dtype, shape, count, monkeypatch) -> None:
+    monkeypatch.setattr(storage, "STRIP", 64 * shape[1])  # several strips, the last one short
+    value = torch.randn(shape, generator=torch.Generator().manual_seed(count)) * 0.02
+    x = torch.randn(count, shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+    bias = torch.randn(shape[0]).to(dtype)
+    kept = stored(precision, value)
+    assert kept.takes_few(x) and not kept.takes_few(x.expand(17, *x.shape))
+    exact = x.double() @ kept.dequantized(torch.float32).double().t() + bias.double()
+    decoded = torch.nn.functional.linear(x, kept.dequantized(dtype), bias)
+    error = (kept.linear(x, bias).double() - exact).abs().max()
+    assert error <= 2 * (decoded.double() - exact).abs().max() + (1e-6 if dtype == torch.float32 else 1e-2)
+    assert torch.equal(kept.linear(x.view(1, count, 1, -1), bias).view(count, -1), kept.linear(x, bias))
+
+
+def test_every_fp8_number_is_widened_exactly() -> None:
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn)
+    known = every.float().isfinite()
+    for dtype in (torch.bfloat16, torch.float32):
+        assert torch.equal(STORAGES["fp8"].widened(every, dtype)[known], every.to(dtype)[known])
+
+
+def test_strips_follow_a_rebound_weight() -> None:
+    for precision in QUANTISED:
+        first, second = stored(precision, weight(1)), stored(precision, weight(2))
+        x = torch.randn(2, IN)
+        first.bind(second.home)
+        assert torch.equal(first.linear(x, None), second.linear(x, None))

@@ -296,7 +296,33 @@ def test_scaled_fp8_text_encoders(folder, files, tmp_path) -> None:
     assert torch.equal(*embeddings)
 
 
-def test_t5_layer_by_layer_is_the_same(folder) -> None:
+def t5_file(tensors: dict, kind: str, path) -> None:
+    """These tensors as the T5 files that there are."""
+    if kind == "scaled fp8":
+        stored, _ = scaled(tensors, "", "scale_weight", False)
+        stored["scaled_fp8"] = torch.zeros(0, dtype=torch.float8_e4m3fn)
+        save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path)
+        return
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}[kind]
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}, path)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "fp8", "scaled fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_t5_layer_by_layer_is_the_same_to_the_bit(files, folder, tmp_path, kind, dtype) -> None:
+    from safetensors.torch import load_file
+
+    t5_file(load_file(files / "t5xxl_fp16.safetensors"), kind, tmp_path / "t5.safetensors")
+    base = from_files(files, folder, t5xxl=tmp_path / "t5.safetensors")
+    captions = [f"a red circle {'lime ' * i}" for i in range(8)]
+    whole = base.load_text_encoders(dtype=dtype).encode(captions, T5_LENGTH)
+    layered = base.load_text_encoders(dtype=dtype, layerwise=True).encode(captions, T5_LENGTH)
+    assert layered.embeddings.t5.dtype == dtype
+    assert torch.equal(layered.embeddings.t5, whole.embeddings.t5)
+    assert torch.equal(layered.embeddings.pooled, whole.embeddings.pooled)
+
+
+def test_t5_layer_by_layer_takes_any_number_of_captions_through_each_layer_once(folder) -> None:
     base = Base.open(ModelTable(pretrained_model_name_or_path=str(folder)))
     captions = [f"a red circle {'lime ' * i}" for i in range(11)]
     whole = base.load_text_encoders().encode(captions, T5_LENGTH)
@@ -304,9 +330,22 @@ def test_t5_layer_by_layer_is_the_same(folder) -> None:
     crossings = []
     for block in layered.t5.encoder.block:
         block.register_forward_pre_hook(lambda module, args: crossings.append(module))
+        assert all(parameter.is_meta for parameter in block.parameters())
     result = layered.encode(captions, T5_LENGTH)
     assert torch.allclose(result.embeddings.t5, whole.embeddings.t5, atol=1e-5)
     assert len(crossings) == len(layered.t5.encoder.block)
+    assert torch.equal(layered.encode(captions, T5_LENGTH).embeddings.t5, result.embeddings.t5)
+
+
+def test_a_layerwise_t5_with_a_missing_tensor_is_refused(files, folder, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(files / "t5xxl_fp16.safetensors")
+    del tensors["encoder.block.1.layer.1.DenseReluDense.wo.weight"]
+    save_file(tensors, tmp_path / "t5.safetensors")
+    base = from_files(files, folder, t5xxl=tmp_path / "t5.safetensors")
+    with pytest.raises(ModelError, match=r"missing encoder.block.1.layer.1.DenseReluDense.wo.weight"):
+        base.load_text_encoders(layerwise=True)
 
 
 @pytest.mark.parametrize("missing", ["ae", "clip_l", "t5xxl"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from library.config.tables.memory import MemoryTable
-from library.errors import ConfigError, ModelError
+from library.errors import ModelError
 from library.memory.attention import Attention, available_backends
 from library.memory.offload import InHostMemory, OnDevice
 from library.memory.stream import spread
@@ -200,11 +200,6 @@ def test_keeping_attention_changes_no_bit_and_saves_its_flops(folder, swapped) -
             results.append(train(model, steps=1, preview=False))
         counts.append(attended.count)
     assert equal(*results) and counts == [2 * BLOCKS, BLOCKS]
-
-
-def test_keeping_attention_needs_checkpointing(folder) -> None:
-    with pytest.raises(ConfigError, match="needs gradient_checkpointing"):
-        set_up_training(build(folder), MemoryTable(save_attention_outputs=True))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

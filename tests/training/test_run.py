@@ -166,3 +166,11 @@ def test_master_weights_are_float32_under_bf16(project, tmp_path):
         if "weight" in name:
             assert a[name].dtype == torch.float32
             assert (a[name] != b[name]).float().mean() > 0.9, name
+
+
+def test_what_the_device_cannot_do_is_said_before_anything_is_written(project, tmp_path, capsys):
+    """The key is named, and no folder of a run is begun."""
+    assert project.train(attention_backend="cudnn") == 2
+    said = capsys.readouterr().err
+    assert "attention_backend = cudnn does not work on the CPU" in said and "auto, flash, math" in said
+    assert not (tmp_path / "out" / "run.json").exists()
