@@ -126,7 +126,7 @@ class Previews:
             return {}
         vae = self.base.load_vae(device, self.settings.vae_dtype, parts="decoder")
         if self.settings.vae_tiling:
-            vae.model.enable_tiling()
+            vae.tile()
         made = {}
         for number, painted in latents.items():
             preview = self.cached[number]

@@ -167,7 +167,7 @@ def load_vae(session: Session, device: torch.device) -> Vae:
     """The VAE's encoder at the chosen precision."""
     vae = session.base.load_vae(device, DTYPES[session.images.dtype], parts="encoder")
     if session.images.tiling:
-        vae.model.enable_tiling()
+        vae.tile()
     return vae
 
 

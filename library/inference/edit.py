@@ -91,7 +91,7 @@ def _precision(wanted: str | None, device: torch.device) -> torch.dtype:
 def _load_vae(table: CacheTable, base: Base, device: torch.device, parts: Parts) -> Vae:
     vae = base.load_vae(device, VAE_PRECISIONS[table.vae_dtype], parts)
     if table.vae_tiling:
-        vae.model.enable_tiling()
+        vae.tile()
     return vae
 
 

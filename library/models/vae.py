@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from library.errors import ModelError
+from library.models.encoders import VAE_TILE
 from library.models.readers import Reader
 
 Parts = Literal["both", "encoder", "decoder"]
@@ -46,6 +47,12 @@ class Vae:
             setattr(model, "post_quant_conv" if parts == "encoder" else "quant_conv", None)
         load_strictly(model, reader, device, dtype, ignore=_other_half(parts))
         return cls(model.eval().requires_grad_(False), torch.device(device), dtype)
+
+    def tile(self, side: int = VAE_TILE) -> None:
+        """From now on encode and decode in overlapping tiles of `side` pixels: less memory, other numbers at seams."""
+        self.model.enable_tiling()
+        cell = 2 ** (len(self.model.config.block_out_channels) - 1)
+        self.model.tile_sample_min_size, self.model.tile_latent_min_size = side, side // cell
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

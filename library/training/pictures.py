@@ -124,7 +124,7 @@ class Painter:
         release(self.transformer.device)
         vae = self.base.load_vae(self.transformer.device, self.settings.vae_dtype, parts="decoder")
         if self.settings.vae_tiling:
-            vae.model.enable_tiling()
+            vae.tile()
         totals: dict[str, list[float]] = {}
         for batch, latents in painted:
             for row in range(len(batch) if latents is not None else 0):

@@ -10,6 +10,7 @@ from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
 from library.models.base import Base
+from library.models.encoders import encoders_of
 from library.models.keymap import linear_shapes
 from library.networks import plan as plan_network
 from library.training import saving
@@ -21,6 +22,7 @@ _SHOWN_SAVES = 4
 def lines(run: Run) -> list[str]:
     """The plan, line by line. Raises CacheError if the cache is not up to date."""
     listing = listed(run)
+    base = Base.open(run.model)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     per_epoch = batches_per_epoch(listing, processes)
     steps_per_epoch = -(-per_epoch // run.training.gradient_accumulation_steps)
@@ -29,7 +31,7 @@ def lines(run: Run) -> list[str]:
         *data_lines(run, listing),
         f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {num_steps} steps in all"
         f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
-        *forecast.training_lines(run, Base.open(run.model).shape),
+        *forecast.training_lines(run, base.shape, processes=processes, encoders=encoders_of(base)),
         *save_lines(run, num_steps, steps_per_epoch),
         *preview_lines(run, listing, num_steps),
         *changed_lines(run),

@@ -52,7 +52,7 @@ def decoded_pictures(
     device = choose_device(session.run.training.device)
     vae = session.base.load_vae(device, DTYPES[session.images.dtype], parts="decoder")
     if session.images.tiling:
-        vae.model.enable_tiling()
+        vae.tile()
     by_size = sorted(entries, key=lambda entry: reader.store.bucket(entry[1]))
     with ThreadPoolExecutor(session.workers) as pool:
         waiting = []
