@@ -6,6 +6,7 @@ No text encoder is ever needed, and the VAE's decoder is in memory only while it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from library.flow.euler import SigmaSchedule
 from library.memory.device import release
 from library.models.base import Base
 from library.models.flux import FluxTransformer
+from library.models.probe import zeros
+from library.models.vae import Vae
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import save_png, to_bytes
 
@@ -124,9 +127,7 @@ class Previews:
         """Write the pictures of `latents` and, once, what each preview starts from."""
         if not latents:
             return {}
-        vae = self.base.load_vae(device, self.settings.vae_dtype, parts="decoder")
-        if self.settings.vae_tiling:
-            vae.tile()
+        vae = self.load_decoder(device)
         made = {}
         for number, painted in latents.items():
             preview = self.cached[number]
@@ -140,6 +141,13 @@ class Previews:
         del vae
         release(device)
         return made
+
+    def load_decoder(self, device: torch.device) -> Vae:
+        """The VAE's decoder as previews use it."""
+        vae = self.base.load_vae(device, self.settings.vae_dtype, parts="decoder")
+        if self.settings.vae_tiling:
+            vae.tile()
+        return vae
 
     def _said(self, preview: CachedPreview, step: int) -> dict[str, object]:
         steps, guidance = self._steps_and_guidance(preview)
@@ -174,6 +182,36 @@ class Previews:
     def _write_table(self) -> None:
         picture = draw_table(self.strips())
         atomic_write(self.table, lambda path: picture.save(path, "PNG"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A picture of zeros, to see whether it fits beside a run: width and height of all that the model sees."""
+
+    transformer: FluxTransformer
+    previews: Previews
+    width: int
+    height: int
+    batch: int = 1
+
+    def denoise(self, text_length: int) -> None:
+        """One step of denoising. Raises whatever running out of memory raises."""
+        condition, text = zeros(self.transformer, self.width, self.height, self.batch, text_length)
+        with contextlib.suppress(NonFiniteError):  # a picture of zeros: only its memory counts
+            sample(
+                self.transformer, condition, text, condition.latents,
+                schedule=self.previews.schedule, steps=1, guidance=self.previews.settings.guidance,
+            )  # fmt: skip
+        del condition, text
+        release(self.transformer.device)
+
+    def decode(self) -> None:
+        """The VAE's decoder on one picture."""
+        device = self.transformer.device
+        condition, _ = zeros(self.transformer, self.width, self.height, 1, 1)
+        self.previews.load_decoder(device).decode(condition.latents)
+        del condition
+        release(device)
 
 
 def shown_steps(steps: Sequence[int]) -> list[int]:

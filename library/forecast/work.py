@@ -10,8 +10,7 @@ from library.config.run import Run
 from library.config.tables.dataset import DatasetTable
 from library.data.buckets import Bucketing
 from library.data.prompts import PreviewRequest, preview_requests
-from library.models.cost import Encode, Picture, Work
-from library.models.cost.terms import tokens
+from library.models.cost import Encode, Picture, Work, tokens
 from library.models.encoders import FLUX_ENCODERS, Encoders
 from library.models.keymap import linear_shapes
 from library.models.shape import FluxShape

@@ -122,9 +122,7 @@ class Painter:
             return {}
         painted = [(batch, self._paint(batch)) for batch in self.dataset.held_out_batches(self.num_held_out)]
         release(self.transformer.device)
-        vae = self.base.load_vae(self.transformer.device, self.settings.vae_dtype, parts="decoder")
-        if self.settings.vae_tiling:
-            vae.tile()
+        vae = self.previews.load_decoder(self.transformer.device)
         totals: dict[str, list[float]] = {}
         for batch, latents in painted:
             for row in range(len(batch) if latents is not None else 0):

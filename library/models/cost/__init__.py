@@ -29,6 +29,7 @@ from library.models.cost.terms import (
     Setting,
     Work,
     largest,
+    tokens,
 )
 from library.models.cost.time import (
     CARDS,
@@ -74,6 +75,7 @@ __all__ = [
     "step_flops",
     "step_seconds",
     "swapped_blocks",
+    "tokens",
     "training_phases",
     "training_ram",
     "training_vram",
