@@ -59,6 +59,7 @@ def settle(
     machine = machine or this_machine()
     num_blocks = shape.double_blocks + shape.single_blocks
     work = work or work_of(run, shape)
+    machine = machine.shared_by(work.processes)
     card = card or this_card().card or cost.REFERENCE_CARD
     choice = budget.choose(shape, run.memory, work, card, machine=machine)
     words = budget.budget_words(run.memory, machine)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from library.config.run import Run
 from library.forecast.choice import Device, layerwise, setting_of, settle, this_card
-from library.forecast.work import Size, encode_of, work_of
+from library.forecast.work import Size, encode_of
 from library.models import cost
 from library.models.cost import GB, Card, Memory, Setting, Work
 from library.models.encoders import FLUX_ENCODERS, Encoders
 from library.models.keymap import linear_shapes
+from library.models.machine import Machine
 from library.models.shape import FluxShape
 
 REFERENCE_FULL_MODEL = 1_000_000_000
@@ -25,19 +26,21 @@ PNG_BYTES = 3
 def training_lines(
     run: Run,
     shape: FluxShape,
-    card: Card | None = None,
-    processes: int = 1,
+    work: Work,
     encoders: Encoders = FLUX_ENCODERS,
+    card: Card | None = None,
+    machine: Machine | None = None,
 ) -> list[str]:
-    """What the training command will need, and about how long it will take."""
-    run, lines = settle(run, shape, card)
-    work, setting = work_of(run, shape, processes, encoders), setting_of(run, shape)
+    """What the training command will need, and about how long it will take. work: of work_of."""
+    run, lines = settle(run, shape, card, machine, work)
+    setting = setting_of(run, shape)
     lines.append(
         f"largest batch: {work.batch} x {work.width} x {work.height} pixels, {work.text} text tokens;"
         f" {work.trained / 1e6:.1f} M trained parameters"
     )
     lines += memory_lines("VRAM", cost.training_phases(shape, setting, work, encoders))
-    lines += memory_lines("RAM", {"training": cost.training_ram(shape, setting, work)})
+    each = f" in each of {work.processes} processes" if work.processes > 1 else ""
+    lines += memory_lines(f"RAM{each}", {"training": cost.training_ram(shape, setting, work)})
     state = (4 + cost.OPTIMIZER_BYTES.get(work.optimizer, 8) + cost.PAGED_BYTES.get(work.optimizer, 0)) * work.trained
     state += 4 * work.trained if work.use_ema else 0
     lines.append(f"disk: {4 * work.trained / GB:.2f} GB per saved network, {state / GB:.2f} GB per state")

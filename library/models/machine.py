@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GB = 1e9
 MARGIN = 1.0 * GB
@@ -22,6 +22,10 @@ class Machine:
     def lockable(self) -> float:
         """Bytes that may be page-locked: Windows grants about half of the RAM, others what is free."""
         return self.total / 2 if self.platform == "win32" else float("inf")
+
+    def shared_by(self, processes: int) -> Machine:
+        """The part of each of several processes."""
+        return replace(self, free=self.free / processes, total=self.total / processes)
 
 
 UNLIMITED = Machine(float("inf"), float("inf"), "linux")

@@ -41,6 +41,8 @@ def train(run: Run) -> int:
     if signals.was_launched():
         signals.die_with_parent()
     processes.join(world, device)
+    # what was chosen for a budget follows the RAM that was free a moment ago: all take the main process's choice
+    run = run.model_copy(update={"memory": processes.from_main(run.memory, world)})
     try:
         with opened(run, world, device) as site:
             if site.start.done:

@@ -25,6 +25,12 @@ WAYS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _no_slow_collection(monkeypatch):
+    """Going through the heap of a test process takes longer than all these runs do."""
+    monkeypatch.setattr("library.memory.device.gc.collect", lambda: 0)
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     return make_project(tmp_path_factory.mktemp("probing"), held_out=0.3, settings=PREVIEWED)
