@@ -6,6 +6,7 @@ No text encoder is ever needed, and the VAE's decoder is in memory only while it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from library.flow.euler import SigmaSchedule
 from library.memory.device import release
 from library.models.base import Base
 from library.models.flux import FluxTransformer
+from library.models.probe import zeros
+from library.models.vae import Vae
 from library.sampling.denoise import initial_noise, sample
 from library.sampling.pixels import save_png, to_bytes
 
@@ -129,8 +132,7 @@ class Previews:
         """Write the pictures of `latents` (into `made` by name) and, once, what each preview starts from."""
         if not latents:
             return
-        settings = self.settings
-        vae = self.base.load_vae(device, settings.vae_dtype, parts="decoder", tiling=settings.vae_tiling)
+        vae = self.load_decoder(device)
         for number, painted in latents.items():
             preview = self.cached[number]
             if not self._source_path(number).exists():
@@ -140,6 +142,11 @@ class Previews:
             path = self.folder / f"{self._stem(number)}_{step:08d}.png"
             save_png(Image.fromarray(pixels.numpy()), path, self._said(preview, step))
             made[path.stem] = path
+
+    def load_decoder(self, device: torch.device) -> Vae:
+        """The VAE's decoder as previews use it."""
+        settings = self.settings
+        return self.base.load_vae(device, settings.vae_dtype, parts="decoder", tiling=settings.vae_tiling)
 
     def _said(self, preview: CachedPreview, step: int) -> dict[str, object]:
         steps, guidance = self._steps_and_guidance(preview)
@@ -174,6 +181,36 @@ class Previews:
     def _write_table(self) -> None:
         picture = draw_table(self.strips())
         atomic_write(self.table, lambda path: picture.save(path, "PNG"))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A picture of zeros, to see whether it fits beside a run: width and height of all that the model sees."""
+
+    transformer: FluxTransformer
+    previews: Previews
+    width: int
+    height: int
+    batch: int = 1
+
+    def denoise(self, text_length: int) -> None:
+        """One step of denoising. Raises whatever running out of memory raises."""
+        condition, text = zeros(self.transformer, self.width, self.height, self.batch, text_length)
+        with contextlib.suppress(NonFiniteError):  # a picture of zeros: only its memory counts
+            sample(
+                self.transformer, condition, text, condition.latents,
+                schedule=self.previews.schedule, steps=1, guidance=self.previews.settings.guidance,
+            )  # fmt: skip
+        del condition, text
+        release(self.transformer.device)
+
+    def decode(self) -> None:
+        """The VAE's decoder on one picture."""
+        device = self.transformer.device
+        condition, _ = zeros(self.transformer, self.width, self.height, 1, 1)
+        self.previews.load_decoder(device).decode(condition.latents)
+        del condition
+        release(device)
 
 
 def shown_steps(steps: Sequence[int]) -> list[int]:

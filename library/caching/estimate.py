@@ -35,6 +35,13 @@ class Needs:
         """Whether nothing has to be encoded."""
         return not (self.captions or self.recipes or self.previews)
 
+    @property
+    def canvases(self) -> list[tuple[int, int]]:
+        """Width and height of every picture that the VAE encodes, conditions and previews among them."""
+        return [recipe.size for recipe in self.recipes for _ in range(num_pictures(recipe))] + [
+            preview.size for preview in self.previews
+        ]
+
     def summary(self, free: int) -> str:
         """One line for people."""
         if self.is_empty:
@@ -65,13 +72,17 @@ def needs_of(plan: Plan, images: ImageEncoding, texts: TextEncoding, store: Stor
     return Needs(captions, recipes, previews, fresh, num_bytes)
 
 
+def num_pictures(recipe: Recipe) -> int:
+    """What the VAE encodes for an entry: the target, and a condition for all variants or for each mask."""
+    return 1 + (1 if recipe.look.mode == "edit" else recipe.num_masks)
+
+
 def image_bytes(recipe: Recipe) -> int:
     """Size of an image entry on the disk."""
     width, height = recipe.size
     latent = LATENT_CHANNELS * (width // CELL) * (height // CELL) * STORED_BYTES
     targets = 2 if recipe.encoding.latents_as == "distribution" else 1
-    shared = recipe.look.mode == "edit"
-    conditions = 1 if shared else recipe.num_masks
+    conditions = num_pictures(recipe) - 1
     masks = recipe.num_masks * width * height // 8
     return (targets + conditions) * latent + masks + (width // CELL) * (height // CELL) + HEADER_BYTES
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from library import forecast
 from library.caching import preview, upkeep
 from library.caching.estimate import Needs, needs_of, refuse_full_disk
 from library.caching.session import Session, wanted
@@ -30,8 +31,9 @@ from library.data.sources import list_images
 from library.data.store import Store, entry_facts
 from library.errors import ConfigError, ModelError
 from library.files import atomic_write, disk_error
-from library.forecast import caching_lines
 from library.models.base import Base
+from library.models.cost import Work
+from library.models.encoders import encoders_of
 from library.models.shape import FluxShape
 
 log = logging.getLogger("influx")
@@ -45,6 +47,7 @@ def run(run: Run) -> int:
     base = Base.open(run.model)
     scope = scope_of(run, base)
     _probe(scope.folder)
+    run, chosen = forecast.settle_encoders(run)
     team = Team.join()
     if not team.leads and (run.command.dry_run or upkeep.is_asked(run.command)):
         return 0
@@ -58,8 +61,9 @@ def run(run: Run) -> int:
                 log.info("%d class images would be generated in %s", len(lacking), run.cache.class_data_dir)
                 session = replace(session, run=without_class_images(run))
             plan = plan_of(session)
-            _say(session, plan, needs_of(plan, session.images, session.texts, store, _widths(session)))
-            for line in caching_lines(run.datasets, run.cache, bool(run.cache.t5xxl_layer_by_layer)):
+            needs = needs_of(plan, session.images, session.texts, store, _widths(session))
+            _say(session, plan, needs)
+            for line in [*chosen, *_forecast(session, needs, lacking)]:
                 log.info("%s", line)
             return 0
         if upkeep.is_asked(run.command):
@@ -158,7 +162,34 @@ def without_class_images(run: Run) -> Run:
 def _make_class_images(session: Session, numbers: list[int]) -> None:
     from library.caching.class_images import generate
 
+    run, chosen = forecast.settle(session.run, session.base.shape, work=_class_images(session.run))
+    for line in chosen:
+        log.info("%s", line)
+    session = replace(session, run=run)
     generate(session, numbers, Ledger(session.scope.folder / "files.json"))
+
+
+def _class_images(run: Run) -> Work:
+    """The painting of class images."""
+    size = bucketings(run.datasets[0])[0].size
+    return forecast.painting_of(run, [size] * run.cache.sample_batch_size, run.cache.sample_batch_size)
+
+
+def _forecast(session: Session, needs: Needs, lacking: list[int]) -> list[str]:
+    """What encoding will need and take."""
+    work = _class_images(session.run) if lacking else None
+    shape = session.base.shape if work is not None else None
+    return forecast.caching_lines(
+        session.run,
+        len(needs.captions),
+        needs.canvases,
+        needs.num_bytes,
+        shutil.disk_usage(session.scope.folder).free,
+        2 * session.workers,
+        encoders_of(session.base),
+        shape,
+        work,
+    )
 
 
 def _bring_up_to_date(session: Session, team: Team, *, promise: bool = True) -> None:

@@ -27,11 +27,15 @@ class GivenDataset:
 
 @dataclass
 class Document:
-    """A TOML file: keys outside [[datasets]], and the data sets (None if it has no such table)."""
+    """A TOML file: keys outside [[datasets]], and the data sets (None if it has no such table).
+
+    unreadable: nothing is known of what it says, so nothing can be said to be missing from it.
+    """
 
     keys: list[Given] = field(default_factory=list)
     datasets: list[GivenDataset] | None = None
     datasets_at: str = ""
+    unreadable: bool = False
 
 
 class _Reader:
@@ -51,18 +55,18 @@ class _Reader:
     def read(self) -> Document:
         text = self.text()
         if text is None:
-            return Document()
+            return Document(unreadable=True)
         self.lines = scan(text)
         for path, lines in self.lines.twice():
             name = ".".join(str(part) for part in path)
             self.problems.add(f"{self.shown}:{lines[1]}", f"{name} stands twice, on lines {_and(lines)}. Keep one.")
         if self.lines.twice():
-            return Document()
+            return Document(unreadable=True)
         try:
             content = tomllib.loads(text)
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             self.problems.add(*self.syntax(error, text))
-            return Document()
+            return Document(unreadable=True)
         return self.document(content)
 
     def text(self) -> str | None:

@@ -40,6 +40,8 @@ def load(argv: Sequence[str], command: Command) -> Run:
     reading = _Load(command)
     typed = reading.level(arguments.parse(argv, command, reading.problems))
     main, data = _files(reading, typed)
+    if main.unreadable or data.unreadable:
+        raise _error(reading.problems)  # what else would be missing stands, most likely, in the file
     levels = [reading.level(main.keys)]
     if data is not main:
         levels.append(reading.level(data.keys))

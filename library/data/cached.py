@@ -19,6 +19,8 @@ from library.data.shares import Share
 from library.models.text import TextEmbeddings
 
 PREFETCH = 2
+HELD_OUT_BATCH = 4
+"""Held-out items measured or painted at once."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class CachedDataset:
         for item in sorted(self.held_out_items, key=lambda item: item.key)[:most_items]:
             groups.setdefault(self.reader.store.bucket(item.sizes[0][0]), []).append(item)
         for items in groups.values():
-            for start in range(0, len(items), 4):
-                chosen = [self._chooser.first(item) for item in items[start : start + 4]]
+            for start in range(0, len(items), HELD_OUT_BATCH):
+                chosen = [self._chooser.first(item) for item in items[start : start + HELD_OUT_BATCH]]
                 yield self._gatherer.gather(chosen, 0)
 
     @cached_property

@@ -20,11 +20,11 @@ FORMAT = 1  # raised when the same recipe gives other bytes than before
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """How pixels become latents. vae: identity of its files."""
+    """How pixels become latents. vae: identity of its files. tiling: side of the tiles, False without."""
 
     vae: str
     dtype: str = "fp32"
-    tiling: bool = False
+    tiling: int = False
     latents_as: str = "distribution"
 
 

@@ -11,6 +11,7 @@ from library.data.manifest import cache_config
 from library.data.recipe import ImageEncoding, TextEncoding
 from library.errors import ModelError
 from library.models.base import Base
+from library.models.encoders import VAE_TILE
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,6 @@ def encodings(run: Run, base: Base, scope: Scope) -> tuple[ImageEncoding, TextEn
             raise ModelError(f"{base.name}: the files of its {part} cannot be read")
     cache = run.cache
     return (
-        ImageEncoding(found["vae"], cache.vae_dtype, cache.vae_tiling, cache.cache_latents_as),
+        ImageEncoding(found["vae"], cache.vae_dtype, cache.vae_tiling and VAE_TILE, cache.cache_latents_as),
         TextEncoding(found["text_encoders"], scope.length, cache.t5xxl_precision),
     )

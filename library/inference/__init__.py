@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from library import forecast
-from library.conditioning import MODES
 from library.config.run import Run
-from library.inference.plan import make_plan
+from library.inference.plan import Plan, make_plan
 from library.models.base import Base
+from library.models.cost import Work
+from library.models.encoders import encoders_of
 
 
 def run(run: Run) -> None:
@@ -14,16 +15,35 @@ def run(run: Run) -> None:
     base = Base.open(run.model)
     base.transformer_file  # noqa: B018 - reads the header: a base that is no FLUX.1 Fill is refused before all else
     plan = make_plan(run, base.defaults)
-    run, chosen = forecast.settle(run, base.shape)
+    work = forecast.painting_of(
+        run,
+        [plan.seen(request) for request in plan.requests],
+        run.inference.inference_batch_size,
+        plan.steps,
+        plan.token_length,
+        [use.path for use in plan.networks],
+    )
+    run, chosen = forecast.settle_painting(run, base.shape, work)
     for line in [*chosen, *plan.lines()]:
         print(line)
     if run.command.dry_run:
-        width, height = MODES[plan.mode].canvas(*plan.largest_canvas)
-        batch = run.inference.inference_batch_size
-        print("\n".join(forecast.inference_lines(run, base.shape, width, height, batch)))
+        print("\n".join(_needs(run, base, plan, work)))
         return
     from library.inference.edit import edit
 
     edit(plan, run, base)
     count = len(plan.requests)
     print(f"wrote {plan.requests[0].output}" if count == 1 else f"wrote {count} pictures to {plan.folder}")
+
+
+def _needs(run: Run, base: Base, plan: Plan, work: Work) -> list[str]:
+    pictures = {request.picture.path: plan.seen(request) for request in plan.requests}
+    return forecast.inference_lines(
+        run,
+        base.shape,
+        work,
+        len({request.picture.prompt for request in plan.requests}),
+        list(pictures.values()),
+        {request.output: request.fit.result for request in plan.requests},
+        encoders_of(base),
+    )

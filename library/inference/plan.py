@@ -68,10 +68,9 @@ class Plan:
         """Where the results go."""
         return self.requests[0].output.parent
 
-    @property
-    def largest_canvas(self) -> tuple[int, int]:
-        """The size of the largest picture while it is edited."""
-        return max((request.fit.canvas for request in self.requests), key=lambda size: size[0] * size[1])
+    def seen(self, request: Request) -> tuple[int, int]:
+        """Width and height of what the model sees while it edits: in spatial mode both halves."""
+        return MODES[self.mode].canvas(*request.fit.canvas)
 
     def settings_of(self, request: Request, base_name: str | None) -> dict[str, object]:
         """What a result's file says about how it was made. Files are named without their folders."""

@@ -118,6 +118,15 @@ class Base:
             found += sorted(file for file in folder.iterdir() if file.is_file()) if folder else []
         return found
 
+    def headers(self, key: str) -> tuple[Reader, dict]:
+        """Names, shapes and configuration of 'ae', 'clip_l' or 't5xxl', if they are on this machine.
+
+        Nothing is downloaded. Raises ModelError if they are not here.
+        """
+        here = Base(self.table.model_copy(update={"local_files_only": True}))
+        folder, stem = HEADERS[key]
+        return _component(here._path(key, folder), stem, self.table.variant, key)
+
     def identity(self, part: Part) -> str:
         """A hash of the contents of a part's files. Reads them all: callers remember it by the files' stat."""
         digest = hashlib.sha256()
@@ -236,6 +245,9 @@ TEXT_PARTS = (
     TextPart("clip", "clip_l", "text_encoder", "clip_tokenizer", "tokenizer"),
     TextPart("t5", "t5xxl", "text_encoder_2", "t5_tokenizer", "tokenizer_2"),
 )
+
+HEADERS = {"ae": ("vae", "diffusion_pytorch_model"), **{part.key: (part.folder, "model") for part in TEXT_PARTS}}
+"""Folder and file stem of each part that is no transformer, by the key that names it."""
 
 
 def _component(path: Path, stem: str, variant: str | None, key: str) -> tuple[Reader, dict]:

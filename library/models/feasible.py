@@ -65,7 +65,7 @@ def _require_room(memory: MemoryTable, shape: FluxShape, dtype: torch.dtype, abl
     if able.memory is None:
         return
     setting = budget.setting_of(memory, shape, _named(dtype))
-    size = cost.resident_bytes(shape, setting, dtype.itemsize)
+    size = cost.places(shape, setting, dtype.itemsize).resident
     if size <= ROOMY * able.memory:
         return
     unset = ""

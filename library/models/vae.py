@@ -10,12 +10,11 @@ from torch import Tensor
 
 from library.errors import ModelError
 from library.memory.device import release
+from library.models.encoders import VAE_TILE
 from library.models.readers import Reader
 
 log = logging.getLogger(__name__)
 
-TILE = 512
-"""Pixels along the side of a tile. The side in the VAE's own configuration (1024 for FLUX.1) would never act."""
 Parts = Literal["both", "encoder", "decoder"]
 
 
@@ -57,8 +56,11 @@ class Vae:
             vae.use_tiles()
         return vae
 
-    def use_tiles(self, side: int = TILE) -> None:
-        """From now on compute pictures larger than `side` pixels in overlapping tiles of that size."""
+    def use_tiles(self, side: int = VAE_TILE) -> None:
+        """From now on compute pictures larger than `side` pixels in overlapping tiles of that size.
+
+        The side in the VAE's own configuration (1024 for FLUX.1, 32 for single files) would never act, or spoil them.
+        """
         self.model.enable_tiling()
         self.model.tile_sample_min_size = side
         self.model.tile_latent_min_size = side // 2 ** (len(self.model.config.block_out_channels) - 1)

@@ -1,6 +1,7 @@
 """JOB 2: cache -> LoRA. Never loads a text encoder or a VAE encoder. Importing this imports no torch.
 
-Reading order: job (the order of events), start (new, continued or done), assemble (the parts), loop (the heart),
+Reading order: plan, budget (said and chosen before anything is loaded), job (the order of events), probing (does it
+fit), start (new, continued or done), assemble (the parts), loop (the heart),
 objective (t, noise, loss), epochs and data (which items when), optimizers, rates, schedules, rounding, ema, loss_scale
 (the step), keeper, saving, checkpoint, state (what is written), conduct, logbook, metrics, trackers, report (what is
 shown), validation, scores, processes, signals, run_folder (many machines, and being stopped).
@@ -25,12 +26,11 @@ def run(run: Run) -> int:
         from library.training.show_timesteps import show
 
         return show(run)
-    if run.memory.vram_budget_gb is not None:
-        from library import forecast
-        from library.models.base import Base
+    from library.training.budget import settled
 
-        run, lines = forecast.settle(run, Base.open(run.model).shape)
-        print("\n".join(lines))
+    run, chosen = settled(run)
+    for line in chosen:
+        print(line)
     from library.training.job import train
 
     return train(run)

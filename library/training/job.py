@@ -3,7 +3,9 @@
 What the user gave is checked first, then the output folder and the cache; weights come last.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -13,15 +15,15 @@ from library.errors import OutOfMemory, Stopped
 from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
-from library.models.probe import probe_step
 from library.training import assemble, hub, processes, rates, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
 from library.training.loop import Trainer
 from library.training.objective import Objective
 from library.training.optimizers import OptimizerChoice
-from library.training.out_of_memory import advice, is_out_of_memory
+from library.training.out_of_memory import BETWEEN_STEPS, Moment, advice, is_out_of_memory
 from library.training.prediction import Predictor
+from library.training.probing import Probe
 from library.training.publish import publish
 from library.training.site import Site, opened
 
@@ -40,6 +42,8 @@ def train(run: Run) -> int:
     if signals.was_launched():
         signals.die_with_parent()
     processes.join(world, device)
+    # what was chosen for a budget follows the RAM that was free a moment ago: all take the main process's choice
+    run = run.model_copy(update={"memory": processes.from_main(run.memory, world)})
     try:
         with opened(run, world, device) as site:
             if site.start.done:
@@ -80,27 +84,26 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
             conduct.close(f"stopped ({type(error).__name__})")
         raise
     if conduct is not None:
-        _finish(site, conduct, finished)
+        with _explained(site, trainer, conduct, BETWEEN_STEPS):
+            _finish(site, conduct, finished)
     processes.wait_for_all(site.world)
     return 0
 
 
 def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     """Run to the last step; returns False if it ended early on purpose. Raises Stopped, NonFiniteError, OutOfMemory."""
-    if conduct is not None:
-        conduct.begin()
     _probe(site, trainer, conduct)
+    if conduct is not None:
+        with _explained(site, trainer, conduct, BETWEEN_STEPS):
+            conduct.begin()
     steps = trainer.steps()
     while True:
-        try:
+        with _explained(site, trainer, conduct):
             result = next(steps, None)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise _out_of_memory(site, trainer, conduct, error) from error
         if result is None:
             return True
-        early = conduct.after_step(result) if conduct is not None else False
+        with _explained(site, trainer, conduct, BETWEEN_STEPS):
+            early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
         if code and trainer.trained.progress.step < trainer.schedule.num_steps:
             raise _stopped(site, conduct, code)
@@ -109,21 +112,21 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
 
 
 def _probe(site: Site, trainer: Trainer, conduct: Conduct | None) -> None:
-    """Run the largest batch once, on zeros, so that a card that is too small shows before the first step."""
+    """Try the largest moments out, on zeros, so that a card that is too small shows before the first step."""
     if not site.run.memory.memory_probe or site.device.type != "cuda":
         return
-    members = site.dataset.listing.members
-    sizes = [(size, member.batch_size) for member in members for size in member.group[1]]
-    trainer.bucket, batch = max(sizes, key=lambda size: size[0][0] * size[0][1] * size[1])
-    length = site.run.cache.t5xxl_max_token_length or site.base.defaults.t5xxl_max_token_length
+    torch.cuda.reset_peak_memory_stats(site.device)
+    probe = Probe(site, trainer, conduct.painter if conduct is not None else None)
     try:
-        peak = probe_step(trainer.predict.transformer, *trainer.bucket, batch, length)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise _out_of_memory(site, trainer, conduct, error) from error
-    width, height = trainer.bucket
-    log.info("the largest batch (%d x %d x %d pixels) fits: %.1f GB reserved", batch, width, height, peak)
+        tried = []
+        for attempt in probe.attempts():
+            with _explained(site, trainer, conduct, attempt.moment):
+                attempt.run()
+            tried.append(attempt.moment.words)
+        peak = torch.cuda.max_memory_reserved(site.device) / 1e9
+        log.info("it fits: %.1f GB reserved at most (tried: %s)", peak, "; ".join(tried))
+    finally:
+        probe.close()
 
 
 def _agree(site: Site, early: bool) -> tuple[int, bool]:
@@ -152,15 +155,29 @@ def _stopped(site: Site, conduct: Conduct | None, code: int) -> Stopped:
     )
 
 
-def _out_of_memory(site: Site, trainer: Trainer, conduct: Conduct | None, error: BaseException) -> OutOfMemory:
-    """The message, after saving the state if the weights are whole."""
+@contextlib.contextmanager
+def _explained(site: Site, trainer: Trainer, conduct: Conduct | None, moment: Moment | None = None) -> Iterator[None]:
+    """Running out of memory inside the block says at which moment, and what to turn."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _out_of_memory(site, trainer, conduct, error, moment) from error
+
+
+def _out_of_memory(
+    site: Site, trainer: Trainer, conduct: Conduct | None, error: BaseException, moment: Moment | None = None
+) -> OutOfMemory:
+    """The message, after saving the state if the weights are whole. moment: the present batch if not given."""
     trainer.trained.optimizer.zero_grad()
     if site.device.type == "cuda":
         torch.cuda.empty_cache()
     kept = ""
     if conduct is not None and not trainer.stepping and trainer.trained.progress.step > 0:
         kept = f" The state is saved ({conduct.keeper.interrupted()})."
-    return OutOfMemory(advice(error, trainer.bucket, site.run.memory, site.device) + kept)
+    moment = moment or Moment(f"a batch of {trainer.bucket[0]} x {trainer.bucket[1]} pixels")
+    return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device) + kept)
 
 
 def _finish(site: Site, conduct: Conduct, finished: bool) -> None:

@@ -131,9 +131,7 @@ class Painter:
         return {name: sum(values) / len(values) for name, values in totals.items()}
 
     def _score(self, painted: list[tuple[Batch, Tensor | None]], step: int, totals: dict[str, list[float]]) -> None:
-        settings = self.settings
-        device = self.transformer.device
-        vae = self.base.load_vae(device, settings.vae_dtype, parts="decoder", tiling=settings.vae_tiling)
+        vae = self.previews.load_decoder(self.transformer.device)
         for batch, latents in painted:
             for row in range(len(batch) if latents is not None else 0):
                 for name, value in self._scored(vae, batch, latents, row, step).items():

@@ -1,6 +1,5 @@
 """What a training command will do, counted from the cache's own list before a weight is loaded. Needs no torch."""
 
-import os
 from collections import Counter
 from dataclasses import replace
 
@@ -10,9 +9,10 @@ from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
 from library.models.base import Base
+from library.models.encoders import encoders_of
 from library.models.keymap import linear_shapes
 from library.networks import plan as plan_network
-from library.training import saving
+from library.training import budget, saving
 from library.training.saving import Moment
 
 _SHOWN_SAVES = 4
@@ -21,7 +21,8 @@ _SHOWN_SAVES = 4
 def lines(run: Run) -> list[str]:
     """The plan, line by line. Raises CacheError if the cache is not up to date."""
     listing = listed(run)
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    base = Base.open(run.model)
+    processes = budget.num_processes()
     per_epoch = batches_per_epoch(listing, processes)
     steps_per_epoch = -(-per_epoch // run.training.gradient_accumulation_steps)
     num_steps = run.training.max_train_steps or steps_per_epoch * run.training.max_train_epochs
@@ -29,7 +30,7 @@ def lines(run: Run) -> list[str]:
         *data_lines(run, listing),
         f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {num_steps} steps in all"
         f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
-        *forecast.training_lines(run, Base.open(run.model).shape),
+        *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base), encoders_of(base)),
         *save_lines(run, num_steps, steps_per_epoch),
         *preview_lines(run, listing, num_steps),
         *changed_lines(run),

@@ -46,7 +46,6 @@ def test_the_memory_model_never_promises_too_little(recorded, name) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.xfail(strict=False, reason="cost.py adds gradients to activations that are gone by then")
 def test_the_memory_model_is_close(recorded, name) -> None:
     counted = plan.Counted(**recorded[name]["counted"]).total
     assert sum(plan.forecast(run_of(name), FULL).values()) == pytest.approx(counted, rel=plan.TOLERANCE)

@@ -105,6 +105,15 @@ def test_bytes_that_are_no_text(content: bytes, message: str, tmp_path: Path) ->
     assert message in message_of(tmp_path / "run.toml", content)
 
 
+@pytest.mark.parametrize("content", ["rank 4\n", "rank = 4\nrank = 5\n", "a = '\0'\n"])
+def test_a_file_that_cannot_be_read_is_the_only_complaint(content: str, tmp_path: Path) -> None:
+    """What would be missing (a base, a data set) stands, most likely, in the file."""
+    assert "\n- " not in message_of(tmp_path / "run.toml", content)
+    with pytest.raises(ConfigError) as caught:
+        load(["--config_file", str(tmp_path / "nowhere.toml")], "train")
+    assert "\n- " not in str(caught.value)
+
+
 def test_a_missing_file_and_the_suffix_left_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nowhere.toml: cannot be read: No such file or directory"):
         load(["--config_file", str(tmp_path / "nowhere.toml")], "train")

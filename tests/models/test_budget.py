@@ -11,7 +11,7 @@ from library.config.run import Run
 from library.config.tables import DatasetTable, MemoryTable, NetworkTable, OptimizerTable, SubsetTable, TrainingTable
 from library.errors import ConfigError
 from library.flow.packing import image_ids
-from library.forecast import inference_lines, largest_bucket, settle, training_lines, work_of
+from library.forecast import inference_lines, largest_bucket, painting_of, settle, training_lines, work_of
 from library.memory.offload import InHostMemory
 from library.memory.precision import QUANTISED, STORAGES, is_quantised
 from library.models import budget, cost
@@ -83,7 +83,7 @@ def fake_step(setting: Setting, step: Work) -> float:
 )
 def test_activations_are_those_of_a_fake_step(setting, step) -> None:
     base = cost.weights(SHALLOW, setting)
-    forecast = cost.activations(SHALLOW, setting, step) + cost.dequantised(SHALLOW, setting, step, base)
+    forecast = cost.activations(SHALLOW, setting, step) + cost.dequantised(setting, base)
     assert 0.95 < forecast / fake_step(setting, step) < 1.15
 
 
@@ -212,12 +212,14 @@ def test_forecast_of_a_configuration() -> None:
     run = example(vram_budget_gb=12)
     settled, lines = settle(run, FULL, REFERENCE_CARD)
     assert settled.memory.base_precision == "int8" and lines[1] == "[memory]"
-    text = "\n".join(training_lines(run, FULL, REFERENCE_CARD))
+    text = "\n".join(training_lines(run, FULL, work_of(run, FULL), card=REFERENCE_CARD))
     assert 'base_precision = "int8"' in text and "An estimate" in text and "RAM:" in text and "disk:" in text
     assert settle(example(), FULL) == (example(), [])
-    assert "VRAM" in inference_lines(example(), FULL, 1024, 1024, 1)[0]
+    painting = painting_of(example(), [(1024, 1024)], 1)
+    text = "\n".join(inference_lines(example(), FULL, painting, 1, [(1024, 1024)], {Path("a.png"): (1000, 1000)}))
+    assert "VRAM" in text and "RAM" in text and "disk" in text and "s per picture" in text
     toy = FluxShape(hidden=128, heads=4, mlp=512, double_blocks=1, single_blocks=1, axes_dim=(4, 14, 14))
-    assert "not estimated" in training_lines(example(), toy)[-1]
+    assert "not estimated" in training_lines(example(), toy, work_of(example(), toy))[-1]
 
 
 def test_trained_parameters_are_counted_as_built() -> None:

@@ -1,4 +1,4 @@
-"""The probe runs the largest batch and leaves no trace."""
+"""The probe runs the largest moments and leaves no trace."""
 
 import pytest
 import torch
@@ -6,31 +6,49 @@ import torch
 from library.config.tables import NetworkTable
 from library.models.checkpoint_file import TransformerFile
 from library.models.load import load_transformer
-from library.models.probe import probe_step
+from library.models.probe import hold, probe_step
 from library.networks import build
 from tests.tiny import tiny_transformer
 
 
-def test_it_leaves_no_trace(tmp_path) -> None:
+@pytest.fixture
+def model(tmp_path):
     tiny_transformer().save_pretrained(tmp_path)
-    model = load_transformer(TransformerFile.open(tmp_path))
+    return load_transformer(TransformerFile.open(tmp_path))
+
+
+def test_it_leaves_no_trace(model) -> None:
     parameters = build(NetworkTable(network_dim=2), model).attach()
     kept = torch.ones_like(parameters[0])
     parameters[0].grad = kept
     seen = []
     model.img_in.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
     before = torch.get_rng_state()
-    assert probe_step(model, width=96, height=64, batch=3, text_length=32) == 0.0
+    probe_step(model, width=96, height=64, batch=3, text_length=32)
     assert seen == [(3, 24, 384)]
     assert torch.equal(torch.get_rng_state(), before)
     assert parameters[0].grad is kept and torch.equal(kept, torch.ones_like(kept))
     assert all(parameter.grad is None for parameter in parameters[1:])
 
 
-def test_running_out_shows_at_once(tmp_path, monkeypatch) -> None:
-    tiny_transformer().save_pretrained(tmp_path)
-    model = load_transformer(TransformerFile.open(tmp_path))
-    build(NetworkTable(network_dim=2), model).attach()
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_gradients_of_earlier_micro_steps_are_there(model, accumulates, monkeypatch) -> None:
+    parameters = build(NetworkTable(network_dim=2), model).attach()
+    there = []
+    model.img_in.register_forward_hook(
+        lambda *_: there.append([parameter.grad is not None for parameter in parameters])
+    )
+    asked = []
+    monkeypatch.setattr("library.models.probe.hold", lambda *arguments: asked.append(arguments) or [])
+    probe_step(model, 64, 64, 1, 32, parameters, accumulates=accumulates, stepping=4.0)
+    assert there == [[accumulates] * len(parameters)]
+    assert asked == [(parameters, 4.0)]
+    assert all(parameter.grad is None for parameter in parameters)
+
+
+def test_running_out_shows_at_once_and_leaves_the_gradients(model, monkeypatch) -> None:
+    parameters = build(NetworkTable(network_dim=2), model).attach()
+    kept = parameters[0].grad = torch.ones_like(parameters[0])
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -38,35 +56,11 @@ def test_running_out_shows_at_once(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(type(model.final_layer), "forward", full)
     with pytest.raises(torch.OutOfMemoryError):
         probe_step(model, 64, 64, 1, 32)
+    assert parameters[0].grad is kept
 
 
-def test_the_job_probes_its_largest_batch(monkeypatch) -> None:
-    from types import SimpleNamespace
-
-    from library.config.tables import CacheTable, MemoryTable
-    from library.errors import OutOfMemory
-    from library.training import job
-
-    asked = []
-    monkeypatch.setattr(job, "probe_step", lambda *arguments: asked.append(arguments) or 3.5)
-    members = [
-        SimpleNamespace(group=(0, [(512, 512), (768, 320)]), batch_size=2),
-        SimpleNamespace(group=(1, [(640, 640)]), batch_size=1),
-    ]
-    site = SimpleNamespace(
-        run=SimpleNamespace(memory=MemoryTable(), cache=CacheTable(t5xxl_max_token_length=256)),
-        device=SimpleNamespace(type="cuda"), dataset=SimpleNamespace(listing=SimpleNamespace(members=members)),
-    )  # fmt: skip
-    trainer = SimpleNamespace(predict=SimpleNamespace(transformer="model"), bucket=(0, 0))
-    job._probe(site, trainer, None)
-    assert asked == [("model", 512, 512, 2, 256)] and trainer.bucket == (512, 512)
-
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(job, "probe_step", full)
-    monkeypatch.setattr(job, "_out_of_memory", lambda *_: OutOfMemory("too small"))
-    with pytest.raises(OutOfMemory, match="too small"):
-        job._probe(site, trainer, None)
-    site.run.memory = MemoryTable(memory_probe=False)
-    job._probe(site, trainer, None)
+def test_empty_memory_beside_each_parameter() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(10, 7)), torch.nn.Parameter(torch.zeros(3))]
+    held = hold(parameters, 2.1)
+    assert [tensor.nbytes for tensor in held] == [147, 7]
+    assert hold(parameters, 0) == []

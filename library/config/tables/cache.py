@@ -32,7 +32,7 @@ class CacheTable(Table):
     vae_dtype: Literal["fp32", "bf16", "fp16"] = key("fp32", reads="cache train infer")
     """Arithmetic of the VAE."""
     vae_tiling: bool = key(False, reads="cache train infer")
-    """Encode and decode in overlapping tiles: less memory, and slightly other numbers at the seams."""
+    """Encode and decode in overlapping tiles of 512 pixels: less memory, and slightly other numbers at the seams."""
     vae_batch_size: int = key(1, ge=1)
     """Images encoded at once."""
     text_encoder_batch_size: int = key(8, ge=1)

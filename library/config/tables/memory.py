@@ -63,11 +63,13 @@ class MemoryTable(Table):
     )
     """Kernel of scaled_dot_product_attention."""
     vram_budget_gb: float | None = key(None, gt=0, rerun=True)
-    """Let InFlux choose precision, streaming, checkpointing and offload for this much VRAM."""
+    """Let InFlux choose precision, streaming, checkpointing and offload for this much VRAM, previews included."""
     ram_budget_gb: float | None = key(None, gt=0, rerun=True, only_with="vram_budget_gb")
-    """The RAM that choice may use; what is free if not set."""
+    """The RAM that choice may use; if not set, what is free when the command starts, less 1 GB. Windows locks at most
+    half of the RAM for streaming, which the choice takes into account."""
     memory_probe: bool = key(True, reads="train", rerun=True)
-    """Run one step on the largest bucket first, so that a lack of memory shows at once."""
+    """Try the largest batch and the largest preview out first, beside the optimizer's state that is to come, so that a
+    lack of memory shows at once."""
     save_quantized_base: FilePath | None = key(None, path="path", reads="train infer", rerun=True)
     """Keep the quantised base in this folder; the next start takes it from there."""
 
