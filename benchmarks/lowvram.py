@@ -23,6 +23,7 @@ from torch import Tensor
 from library.config.tables.network import NetworkTable
 from library.flow.packing import image_ids
 from library.memory import allocator
+from library.memory.bnb import bitsandbytes
 from library.memory.offload import LARGE, InHostMemory
 from library.models import cost
 from library.models.cost import GB, Setting, Work
@@ -117,9 +118,7 @@ def _synchronise(device: torch.device) -> None:
 
 def make_optimizer(parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The 8-bit AdamW of the shipped configurations."""
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(parameters, lr=1e-4)
+    return bitsandbytes().optim.AdamW8bit(parameters, lr=1e-4)
 
 
 def influx(setting: Setting, shape: FluxShape, pixels: int, text: int, device: torch.device, steps: int) -> Result:
