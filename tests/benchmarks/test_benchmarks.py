@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, loading, lowvram, precision, step
+from benchmarks import counters, loading, lowvram, modulation, precision, step
+from library.memory.precision import QUANTISED
 from library.models.shape import FluxShape
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -97,3 +98,19 @@ def test_the_recorded_loading_of_gigabytes_stays_below_the_bar(way) -> None:
     records = json.loads((RESULTS / "loading.json").read_text(encoding="utf-8"))
     of_this = [loading.Loaded(**record) for record in records if record["precision"] == way]
     assert of_this and all(loaded.file_gb > 2 and loaded.peak_gb <= loaded.bar_gb for loaded in of_this)
+
+
+def test_modulation_runs_at_toy_size() -> None:
+    sizes = modulation.modulation_shapes(FluxShape(hidden=128, heads=1, mlp=512, double_blocks=1, single_blocks=1))
+    assert sorted(set(sizes)) == [(384, 128), (768, 128)]
+    linears = modulation.some_linears(sizes, "int8", 1)
+    one = modulation.measure(linears, "int8", "bf16", batch=2, weights=1_000_000, rounds=2)
+    assert one.wall_seconds >= 0 and one.threads >= 1
+
+
+def test_the_recorded_modulation_is_cheaper_than_decoding_first() -> None:
+    record = json.loads((RESULTS / "modulation.json").read_text(encoding="utf-8"))
+    passes = [modulation.Pass(**one) for one in record["passes"] if one["precision"] in QUANTISED]
+    assert record["weights"] == 3_227_516_928 and {one.precision for one in passes} == set(QUANTISED)
+    assert all(one.cpu_seconds < 0.5 * one.decoded_first_cpu_seconds for one in passes)
+    assert all(one.cpu_seconds < 0.5 for one in passes if (one.precision, one.dtype, one.batch) == ("int8", "bf16", 1))
