@@ -114,3 +114,17 @@ def test_the_recorded_modulation_is_cheaper_than_decoding_first() -> None:
     assert record["weights"] == 3_227_516_928 and {one.precision for one in passes} == set(QUANTISED)
     assert all(one.cpu_seconds < 0.5 * one.decoded_first_cpu_seconds for one in passes)
     assert all(one.cpu_seconds < 0.5 for one in passes if (one.precision, one.dtype, one.batch) == ("int8", "bf16", 1))
+
+
+def test_the_recorded_t5_stays_in_its_file_layer_by_layer() -> None:
+    records = [loading.EncodedBy(**one) for one in json.loads((RESULTS / "loading_t5.json").read_text("utf-8"))]
+    resident, mapped = ([one for one in records if one.layerwise is way] for way in (False, True))
+    assert all(one.loaded_gb > 0.9 * one.file_gb for one in resident)
+    assert mapped and all(one.loaded_gb < 0.25 * one.file_gb and one.peak_gb < 0.5 * one.file_gb for one in mapped)
+
+
+def test_a_toy_t5_stays_in_its_file(tmp_path) -> None:
+    loading.write_t5(tmp_path / "t5.safetensors", width=512, layers=6)
+    resident, mapped = (loading.measure_t5(tmp_path / "t5.safetensors", way, captions=1) for way in (False, True))
+    blocks = resident.file_gb - 32128 * 512 * 2 / 1e9
+    assert resident.loaded_gb - mapped.loaded_gb > 0.8 * blocks
