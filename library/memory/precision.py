@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from library.memory.bnb import bitsandbytes
 from library.memory.storage import Layout, PlainStorage, Storage, Tensors, strips_of
 
 FP8 = torch.float8_e4m3fn
@@ -171,7 +172,7 @@ class Nf4(Storage):
 
     @classmethod
     def encode(cls, weight: Tensor, layout: Layout) -> Tensors:
-        from bitsandbytes import functional
+        functional = bitsandbytes().functional
 
         # In pieces: bitsandbytes' arithmetic on a CPU needs many times the weight. The block maxima are quantised
         # over the whole weight, as it does itself.
@@ -188,7 +189,7 @@ class Nf4(Storage):
         }  # fmt: skip
 
     def decode(self, tensors: Tensors, dtype: torch.dtype) -> Tensor:
-        from bitsandbytes import functional
+        functional = bitsandbytes().functional
 
         nested = functional.QuantState(
             absmax=tensors["absmax_scale"], code=tensors["absmax_code"], blocksize=NF4_GROUP, dtype=torch.float32
@@ -200,7 +201,7 @@ class Nf4(Storage):
         return functional.dequantize_4bit(tensors["packed"], state)
 
     def strips(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-        from bitsandbytes import functional
+        functional = bitsandbytes().functional
 
         bound, width = self.bound, self.shape[1]
         absmax = functional.dequantize_blockwise(

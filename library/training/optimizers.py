@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from library.errors import ConfigError
+from library.memory.bnb import bitsandbytes
 
 BUILT_IN = {
     "AdamW": "torch.optim.AdamW",
@@ -113,6 +114,8 @@ def import_optimizer(path: str, optimizer_type: str) -> type[torch.optim.Optimiz
     """The class at a dotted path. Nothing but a subclass of torch.optim.Optimizer is ever called."""
     module_name, _, attribute = path.rpartition(".")
     try:
+        if module_name.partition(".")[0] == "bitsandbytes":
+            bitsandbytes()
         found = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
         advice = NEEDS.get(module_name.split(".")[0], f"install the package that has {module_name!r}")

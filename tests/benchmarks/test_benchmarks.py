@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, loading, precision, step
+from benchmarks import counters, loading, modulation, precision, step
+from library.memory.precision import QUANTISED
 from library.models.shape import FluxShape
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -91,3 +92,33 @@ def test_the_recorded_loading_of_gigabytes_stays_below_the_bar(way) -> None:
     records = json.loads((RESULTS / "loading.json").read_text(encoding="utf-8"))
     of_this = [loading.Loaded(**record) for record in records if record["precision"] == way]
     assert of_this and all(loaded.file_gb > 2 and loaded.peak_gb <= loaded.bar_gb for loaded in of_this)
+
+
+def test_modulation_runs_at_toy_size() -> None:
+    sizes = modulation.modulation_shapes(FluxShape(hidden=128, heads=1, mlp=512, double_blocks=1, single_blocks=1))
+    assert sorted(set(sizes)) == [(384, 128), (768, 128)]
+    linears = modulation.some_linears(sizes, "int8", 1)
+    one = modulation.measure(linears, "int8", "bf16", batch=2, weights=1_000_000, rounds=2)
+    assert one.wall_seconds >= 0 and one.threads >= 1
+
+
+def test_the_recorded_modulation_is_cheaper_than_decoding_first() -> None:
+    record = json.loads((RESULTS / "modulation.json").read_text(encoding="utf-8"))
+    passes = [modulation.Pass(**one) for one in record["passes"] if one["precision"] in QUANTISED]
+    assert record["weights"] == 3_227_516_928 and {one.precision for one in passes} == set(QUANTISED)
+    assert all(one.cpu_seconds < 0.5 * one.decoded_first_cpu_seconds for one in passes)
+    assert all(one.cpu_seconds < 0.5 for one in passes if (one.precision, one.dtype, one.batch) == ("int8", "bf16", 1))
+
+
+def test_the_recorded_t5_stays_in_its_file_layer_by_layer() -> None:
+    records = [loading.EncodedBy(**one) for one in json.loads((RESULTS / "loading_t5.json").read_text("utf-8"))]
+    resident, mapped = ([one for one in records if one.layerwise is way] for way in (False, True))
+    assert all(one.loaded_gb > 0.9 * one.file_gb for one in resident)
+    assert mapped and all(one.loaded_gb < 0.25 * one.file_gb and one.peak_gb < 0.5 * one.file_gb for one in mapped)
+
+
+def test_a_toy_t5_stays_in_its_file(tmp_path) -> None:
+    loading.write_t5(tmp_path / "t5.safetensors", width=512, layers=6)
+    resident, mapped = (loading.measure_t5(tmp_path / "t5.safetensors", way, captions=1) for way in (False, True))
+    blocks = resident.file_gb - 32128 * 512 * 2 / 1e9
+    assert resident.loaded_gb - mapped.loaded_gb > 0.8 * blocks

@@ -1,5 +1,8 @@
 """Stored precisions: their errors, their gradients, bitsandbytes as NF4's oracle, and who is quantised."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -183,3 +186,15 @@ def test_strips_follow_a_rebound_weight() -> None:
         x = torch.randn(2, IN)
         first.bind(second.home)
         assert torch.equal(first.linear(x, None), second.linear(x, None))
+
+
+def test_bitsandbytes_is_imported_quietly_and_without_the_hubs_kernels(tmp_path) -> None:
+    (tmp_path / "kernels.py").write_text("raise SystemExit('the hub was asked')", encoding="utf-8")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from library.memory.precision import STORAGES; import torch, logging\n"
+        "STORAGES['nf4'].encode(torch.ones(64, 64), {})\n"
+        "print('kernels' in sys.modules, logging.getLogger('bitsandbytes').level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (["False", "0"], "")
