@@ -162,22 +162,23 @@ def without_class_images(run: Run) -> Run:
 def _make_class_images(session: Session, numbers: list[int]) -> None:
     from library.caching.class_images import generate
 
-    run, chosen = forecast.settle(session.run, session.base.shape, work=_class_images(session.run))
+    run, chosen = forecast.settle(session.run, session.base.shape, work=_class_images(session))
     for line in chosen:
         log.info("%s", line)
     session = replace(session, run=run)
     generate(session, numbers, Ledger(session.scope.folder / "files.json"))
 
 
-def _class_images(run: Run) -> Work:
+def _class_images(session: Session) -> Work:
     """The painting of class images."""
-    size = bucketings(run.datasets[0])[0].size
-    return forecast.painting_of(run, [size] * run.cache.sample_batch_size, run.cache.sample_batch_size)
+    run = session.run
+    size, count = bucketings(run.datasets[0])[0].size, run.cache.sample_batch_size
+    return forecast.painting_of(run, [size] * count, count, encoders=encoders_of(session.base))
 
 
 def _forecast(session: Session, needs: Needs, lacking: list[int]) -> list[str]:
     """What encoding will need and take."""
-    work = _class_images(session.run) if lacking else None
+    work = _class_images(session) if lacking else None
     shape = session.base.shape if work is not None else None
     return forecast.caching_lines(
         session.run,

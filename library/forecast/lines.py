@@ -27,7 +27,6 @@ def training_lines(
     run: Run,
     shape: FluxShape,
     work: Work,
-    encoders: Encoders = FLUX_ENCODERS,
     card: Card | None = None,
     machine: Machine | None = None,
 ) -> list[str]:
@@ -38,7 +37,7 @@ def training_lines(
         f"largest batch: {work.batch} x {work.width} x {work.height} pixels, {work.text} text tokens;"
         f" {work.trained / 1e6:.1f} M trained parameters"
     )
-    lines += memory_lines("VRAM", cost.training_phases(shape, setting, work, encoders))
+    lines += memory_lines("VRAM", cost.training_phases(shape, setting, work))
     each = f" in each of {work.processes} processes" if work.processes > 1 else ""
     lines += memory_lines(f"RAM{each}", {"training": cost.training_ram(shape, setting, work)})
     state = (4 + cost.OPTIMIZER_BYTES.get(work.optimizer, 8) + cost.PAGED_BYTES.get(work.optimizer, 0)) * work.trained
@@ -106,8 +105,8 @@ def caching_lines(
     if class_images is not None and shape is not None:
         setting = setting_of(run, shape)
         for found, more in (
-            (vram, cost.inference_phases(shape, setting, class_images, encoders=encoders)),
-            (ram, cost.inference_ram(shape, setting, class_images, encoders=encoders)),
+            (vram, cost.inference_phases(shape, setting, class_images)),
+            (ram, cost.inference_ram(shape, setting, class_images)),
         ):
             found |= {f"class images, {name}": memory for name, memory in more.items()}
     lines = [f"largest batch of the VAE: {encode.images_at_once} x {encode.width} x {encode.height} pixels"]
@@ -131,7 +130,6 @@ def inference_lines(
     captions: int,
     canvases: Sequence[Size],
     results: Mapping[Path, Size],
-    encoders: Encoders = FLUX_ENCODERS,
     device: Device | None = None,
 ) -> list[str]:
     """What the inference command will need and take.
@@ -144,8 +142,8 @@ def inference_lines(
     encode = encode_of(run, captions, canvases, layerwise(run, device), text=work.text)
     picture = work.preview
     lines = [f"largest batch: {picture.batch} x {picture.width} x {picture.height} pixels, {work.text} text tokens"]
-    lines += memory_lines("VRAM", cost.inference_phases(shape, setting, work, encode, encoders))
-    lines += memory_lines("RAM", cost.inference_ram(shape, setting, work, encode, encoders))
+    lines += memory_lines("VRAM", cost.inference_phases(shape, setting, work, encode))
+    lines += memory_lines("RAM", cost.inference_ram(shape, setting, work, encode))
     size = PNG_BYTES * sum(width * height for width, height in results.values())
     lines.append(f"disk: at most {size / GB:.3f} GB for {len(results)} pictures")
     if _is_toy(shape):

@@ -78,6 +78,7 @@ def work_of(run: Run, shape: FluxShape, processes: int = 1, encoders: Encoders =
         clip=encoders.clip if with_clip else 0,
         preview=preview_picture(run),
         held_out=_held_out(run),
+        encoders=encoders,
     )
 
 
@@ -141,6 +142,7 @@ def painting_of(
     steps: int | None = None,
     text: int | None = None,
     network_files: Iterable[Path] = (),
+    encoders: Encoders = FLUX_ENCODERS,
 ) -> Work:
     """Painting without training: the largest canvas (all that the model sees), and how many of it at once."""
     size = max(canvases, key=lambda canvas: canvas[0] * canvas[1])
@@ -157,6 +159,7 @@ def painting_of(
         preview=picture,
         trains=False,
         network_bytes=float(sum(path.stat().st_size for path in network_files)),
+        encoders=encoders,
     )
 
 

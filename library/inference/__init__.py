@@ -22,6 +22,7 @@ def run(run: Run) -> None:
         plan.steps,
         plan.token_length,
         [use.path for use in plan.networks],
+        encoders_of(base),
     )
     run, chosen = forecast.settle_painting(run, base.shape, work)
     for line in [*chosen, *plan.lines()]:
@@ -45,5 +46,4 @@ def _needs(run: Run, base: Base, plan: Plan, work: Work) -> list[str]:
         len({request.picture.prompt for request in plan.requests}),
         list(pictures.values()),
         {request.output: request.fit.result for request in plan.requests},
-        encoders_of(base),
     )

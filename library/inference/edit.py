@@ -76,7 +76,8 @@ def edit(plan: Plan, run: Run, base: Base) -> None:
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device ran out of memory ({str(error).splitlines()[0]}). Ways to need less, in this order: "
-            'inference_batch_size = 1, base_precision = "fp8" or "nf4", blocks_to_swap, a smaller resolution'
+            'inference_batch_size = 1, vae_tiling = true, base_precision = "int8" or "nf4", blocks_to_swap, '
+            "a smaller resolution, or vram_budget_gb, which chooses"
         ) from error
 
 

@@ -9,7 +9,6 @@ from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
 from library.models.base import Base
-from library.models.encoders import encoders_of
 from library.models.keymap import linear_shapes
 from library.networks import plan as plan_network
 from library.training import budget, saving
@@ -30,7 +29,7 @@ def lines(run: Run) -> list[str]:
         *data_lines(run, listing),
         f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {num_steps} steps in all"
         f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
-        *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base), encoders_of(base)),
+        *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base)),
         *save_lines(run, num_steps, steps_per_epoch),
         *preview_lines(run, listing, num_steps),
         *changed_lines(run),

@@ -8,9 +8,11 @@ import torch
 from library.config.tables import CacheTable, MemoryTable
 from library.errors import OutOfMemory
 from library.models import cost, probe
+from library.tensorfile import data_hash
 from library.training import job, probing
 from library.training.out_of_memory import Moment, advice
 from tests.training.project import make_project
+from tests.training.test_processes import train_on
 
 PREVIEWED = {"validation_prompt": "make it red", "sample_steps": 1, "max_train_steps": 2}
 WAYS = {
@@ -178,3 +180,17 @@ def test_every_built_in_optimizer_has_its_bytes() -> None:
 
     assert set(cost.OPTIMIZER_BYTES) == set(BUILT_IN) and set(cost.STEP_BYTES) < set(BUILT_IN)
     assert probe.LATENT_CHANNELS == 16
+
+
+def test_every_process_tries_its_batch_and_the_main_one_its_pictures(project, monkeypatch, tmp_path) -> None:
+    def noting(site, trainer, conduct) -> None:
+        tried: list[str] = []
+        attempt_all(tried)(site, trainer, conduct)
+        (tmp_path / f"rank{site.world.rank}").write_text("\n".join(tried), encoding="utf-8")
+
+    assert train_on(2, project, tmp_path / "without") == [0, 0]
+    monkeypatch.setattr(job, "_probe", noting)
+    assert train_on(2, project, tmp_path / "with") == [0, 0]
+    assert data_hash(tmp_path / "with" / "net.safetensors") == data_hash(tmp_path / "without" / "net.safetensors")
+    main, other = ((tmp_path / f"rank{rank}").read_text(encoding="utf-8").splitlines() for rank in (0, 1))
+    assert other == main[:2] and main[2].startswith("a preview")

@@ -148,12 +148,10 @@ def caching_ram(work: Encode, encoders: Encoders = FLUX_ENCODERS) -> dict[str, M
     }
 
 
-def inference_phases(
-    shape: FluxShape, setting: Setting, work: Work, encode: Encode | None = None, encoders: Encoders = FLUX_ENCODERS
-) -> dict[str, Memory]:
+def inference_phases(shape: FluxShape, setting: Setting, work: Work, encode: Encode | None = None) -> dict[str, Memory]:
     """Device memory of the inference command's phases; without `encode`, of those that the setting decides."""
     assert work.preview is not None
-    picture = work.preview
+    picture, encoders = work.preview, work.encoders
     held = {**base_on_device(shape, setting, work.activation_bytes), "networks": work.network_bytes}
     decoder = float(picture.vae_bytes) * encoders.vae_decoder
     paint = denoising(shape, setting, picture, work.text, work.activation_bytes)
@@ -165,16 +163,14 @@ def inference_phases(
     return phases
 
 
-def inference_ram(
-    shape: FluxShape, setting: Setting, work: Work, encode: Encode | None = None, encoders: Encoders = FLUX_ENCODERS
-) -> dict[str, Memory]:
+def inference_ram(shape: FluxShape, setting: Setting, work: Work, encode: Encode | None = None) -> dict[str, Memory]:
     """Host memory of the inference command's phases; without `encode`, of those that the setting decides."""
     base, locked = base_in_ram(shape, setting, work.activation_bytes)
     phases = {}
     waiting = 0.0
     if encode is not None:
-        phases["text encoders"] = Memory({"process": PROCESS_RAM, **text_in_ram(encode, encoders)})
+        phases["text encoders"] = Memory({"process": PROCESS_RAM, **text_in_ram(encode, work.encoders)})
         arithmetic = 4 if encode.text_precision == "fp32" else 2
-        waiting = float(encode.captions * encode.text * encoders.t5_width * arithmetic)
+        waiting = float(encode.captions * encode.text * work.encoders.t5_width * arithmetic)
     phases["denoising"] = Memory({"process": PROCESS_RAM, **base, "encoded prompts": waiting}, locked)
     return phases

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from library.models.encoders import FLUX_ENCODERS, Encoders
+
 GB = 1e9
 PIXELS_PER_TOKEN_SIDE = 16
 
@@ -71,7 +73,8 @@ class Work:
     trained: parameters of the network. width, height: of the largest batch, in pixels. text: T5's tokens.
     weight_bytes: of a trained weight. micro_steps: batches whose gradients are added up. clip: parameters of CLIP,
     where it is trained too. preview, held_out: the largest pictures of previews and of validation. trains: False for
-    inference, where `preview` is what is made and network_bytes the size of its networks.
+    inference, where `preview` is what is made and network_bytes the size of its networks. encoders: CLIP's and the
+    VAE's sizes.
     """
 
     trained: int
@@ -93,6 +96,7 @@ class Work:
     held_out: Picture | None = None
     trains: bool = True
     network_bytes: float = 0.0
+    encoders: Encoders = FLUX_ENCODERS
 
     @property
     def tokens(self) -> int:

@@ -19,7 +19,6 @@ from library.models.cost.terms import (
     on_device,
 )
 from library.models.cost.weights import QUANTISED, base_in_ram, base_on_device
-from library.models.encoders import FLUX_ENCODERS, Encoders
 from library.models.shape import FluxShape
 
 # Activations, in units of h * e bytes per token (fitted, within 3% of the fake-tensor runs at 512 and 1024 px):
@@ -86,9 +85,7 @@ def step_peak(shape: FluxShape, setting: Setting, work: Work) -> dict[str, float
     return max(start, end, key=lambda moment: sum(moment.values()))
 
 
-def training_phases(
-    shape: FluxShape, setting: Setting, work: Work, encoders: Encoders = FLUX_ENCODERS
-) -> dict[str, Memory]:
+def training_phases(shape: FluxShape, setting: Setting, work: Work) -> dict[str, Memory]:
     """Device memory of the training command's phases."""
     optimizer = float(OPTIMIZER_BYTES.get(work.optimizer, 8)) * work.trained
     held = {
@@ -98,6 +95,7 @@ def training_phases(
         "moving average": 4.0 * work.trained if work.ema_on_device else 0.0,
         "CLIP": float(work.activation_bytes) * work.clip,
     }
+    encoders = work.encoders
     clip = CLIP_SAVED * encoders.clip_width * encoders.clip_layers * CLIP_TOKENS * work.batch * work.activation_bytes
     step = {
         **step_peak(shape, setting, work),
@@ -109,10 +107,11 @@ def training_phases(
         "what lives while it steps": _while_stepping(work) * work.trained,
     }
     phases = {"training step": on_device({**held, **step}), "optimizer step": on_device({**held, **update})}
-    # a moving average takes the weights' place in a picture, and they wait beside it
-    held["weights set aside"] = float(work.weight_bytes) * work.trained if work.use_ema else 0.0
+    # a moving average takes the weights' place in a picture, and they wait beside it; schedule-free ones likewise
+    set_aside = work.use_ema or "ScheduleFree" in work.optimizer
+    held["weights set aside"] = float(work.weight_bytes) * work.trained if set_aside else 0.0
     for name, picture in (("preview", work.preview), ("validation", work.held_out)):
-        phases |= _picture_phases(name, held, picture, shape, setting, work, encoders)
+        phases |= _picture_phases(name, held, picture, shape, setting, work)
     return phases
 
 
@@ -133,7 +132,6 @@ def _picture_phases(
     shape: FluxShape,
     setting: Setting,
     work: Work,
-    encoders: Encoders,
 ) -> dict[str, Memory]:
     """Painting between two steps: base, network and optimizer stay, gradients and the step's activations are gone."""
     if picture is None:
@@ -141,13 +139,13 @@ def _picture_phases(
     paint = denoising(shape, setting, picture, work.text, work.activation_bytes)
     phases = {f"{name}, denoising": on_device({**held, **paint})}
     if picture.decoded:
-        phases[f"{name}, decoding"] = on_device({**held, **decoding(picture, encoders)})
+        phases[f"{name}, decoding"] = on_device({**held, **decoding(picture, work.encoders)})
     return phases
 
 
-def training_vram(shape: FluxShape, setting: Setting, work: Work, encoders: Encoders = FLUX_ENCODERS) -> Memory:
+def training_vram(shape: FluxShape, setting: Setting, work: Work) -> Memory:
     """Device memory of the phase of the training command that needs most."""
-    return largest(training_phases(shape, setting, work, encoders))[1]
+    return largest(training_phases(shape, setting, work))[1]
 
 
 def training_ram(shape: FluxShape, setting: Setting, work: Work) -> Memory:
