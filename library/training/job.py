@@ -89,7 +89,7 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     if conduct is not None:
         conduct.begin()
     _probe(site, trainer, conduct)
-    steps = trainer.steps()
+    steps, begun = trainer.steps(), False
     while True:
         try:
             result = next(steps, None)
@@ -99,6 +99,9 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
             raise _out_of_memory(site, trainer, conduct, error) from error
         if result is None:
             return True
+        if site.output is not None and not begun:
+            site.output.has_begun()
+        begun = True
         early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
         if code and trainer.trained.progress.step < trainer.schedule.num_steps:
@@ -169,7 +172,8 @@ def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     record = site.output.record()
     assert record is not None
     progress = conduct.trained.progress
-    site.output.write_record(replace(record, finished_steps=progress.step, finished_epochs=progress.epoch))
+    finished_at = {"finished_steps": progress.step, "finished_epochs": progress.epoch, "begun": True}
+    site.output.write_record(replace(record, **finished_at))
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )

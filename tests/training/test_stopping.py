@@ -217,3 +217,17 @@ def test_a_state_that_holds_nan_is_not_left_as_the_newest(project, tmp_path, mon
     monkeypatch.setattr(Trainer, "update", spoilt)
     assert project.train(save_every_n_steps=1, max_train_steps=2) != 0
     assert [path.name for path in (tmp_path / "out").glob("*-state")] == ["net-step00000001-state"]
+
+
+def test_a_run_that_finished_no_step_does_not_lock_its_folder(project, tmp_path, monkeypatch, capsys):
+    """What the advice after a failed first step says to change may be changed; after a step it may not."""
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(objective.Objective, "losses", full)
+        assert project.train(network_dim=8) == 4
+    assert project.train(network_dim=4) == 0
+    assert project.train(network_dim=2) == 2
+    assert "network_dim: 4 -> 2" in capsys.readouterr().err
