@@ -16,8 +16,9 @@ from torch import Tensor
 
 from library.errors import NetworkFileError
 from library.files import atomic_write
-from library.networks.change import Change, kohya_tensors, lycoris_tensors, peft_tensors
+from library.networks.change import Change
 from library.networks.factors import kind_of
+from library.networks.forms import kohya_tensors, lycoris_tensors, peft_tensors
 from library.networks.metadata import Description, describe
 from library.networks.names import parse
 from library.tensorfile import data_hash

@@ -9,8 +9,9 @@ from library.errors import NetworkFileError
 from library.models.checkpoint_file import TransformerFile
 from library.networks import factors as arithmetic
 from library.networks import parts
-from library.networks.change import Change, fused
+from library.networks.change import Change
 from library.networks.factors import Factors
+from library.networks.forms import fused
 
 
 def resized(change: Change, rank: int | None = None, energy: float | None = None) -> tuple[Change, dict[str, float]]:

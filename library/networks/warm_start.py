@@ -14,9 +14,9 @@ from library.config.tables.network import NetworkTable
 from library.errors import ConfigError
 from library.networks import factors as arithmetic
 from library.networks import parts
-from library.networks.change import fused
 from library.networks.dense import DenseAdapter
 from library.networks.factors import DOWN, UP, Factors
+from library.networks.forms import fused
 from library.networks.loading import LoadedNetwork, load_network
 from library.networks.lora import LoraAdapter
 from library.networks.lycoris import DoraAdapter, LycorisAdapter
