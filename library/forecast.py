@@ -15,11 +15,13 @@ from library.config.tables.cache import CacheTable
 from library.config.tables.dataset import DatasetTable
 from library.data.buckets import Bucketing
 from library.models import budget, cost
+from library.models.base import Base
 from library.models.budget import Choice
 from library.models.cost import GB, Card, Memory, Work
 from library.models.keymap import linear_shapes
 from library.models.shape import FluxShape
-from library.networks import plan
+from library.networks.prospect import look_ahead
+from library.networks.shapes import trained
 
 ACTIVATION_BYTES = {"no": 4, "fp16": 2, "bf16": 2}
 PRECISION_NAMES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -57,12 +59,12 @@ def largest_bucket(datasets: tuple[DatasetTable, ...]) -> tuple[int, int, int]:
 
 def work_of(run: Run, shape: FluxShape) -> Work:
     """The heaviest step of this configuration."""
-    settled = plan(run.network, linear_shapes(shape))
-    trained = sum(t.rank * (t.in_features * len(t.groups) + t.trained_rows) for t in settled.targets)
+    clip = Base.open(run.model).clip_linears if run.network.train_text_encoder else {}
+    settled = look_ahead(run.network, linear_shapes(shape), clip)
     rank = max((target.rank for target in settled.targets), default=0)
     width, height, batch = largest_bucket(run.datasets)
     return Work(
-        trained=trained + (shape.in_channels * shape.hidden if settled.x_embedder else 0),
+        trained=trained(settled),
         rank=rank,
         optimizer=run.optimizer.optimizer_type,
         batch=batch,
@@ -101,7 +103,7 @@ def training_lines(run: Run, shape: FluxShape, card: Card | None = None) -> list
     )
     lines += [*_memory_lines("VRAM", vram), *_memory_lines("RAM", ram)]
     state = (4 + cost.OPTIMIZER_BYTES.get(work.optimizer, 8) + cost.PAGED_BYTES.get(work.optimizer, 0)) * work.trained
-    lines.append(f"disk: {4 * work.trained / GB:.2f} GB per saved network, {state / GB:.2f} GB per state")
+    lines.append(f"disk: {state / GB:.2f} GB per state")
     choice = Choice(
         setting, vram.total, ram.total, cost.step_seconds(shape, setting, work, card or cost.REFERENCE_CARD)
     )

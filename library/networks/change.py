@@ -38,16 +38,6 @@ class Change:
             grouped.setdefault(module, []).append((rows, factors))
         return grouped
 
-    @property
-    def kinds(self) -> set[str]:
-        """The algorithms that occur."""
-        return {factors.kind for factors in (*self.entries.values(), *self.text.values())}
-
-    @property
-    def leaves_blocks(self) -> bool:
-        """Whether a module outside the transformer blocks changes: diffusers drops those from a kohya file."""
-        return any(not parts.is_block(module) for module, _ in self.entries)
-
 
 def diffusers_order(module: str, factors: Factors) -> Factors:
     """The factors with the output halves as diffusers keeps them (and back: the exchange is its own inverse)."""
@@ -158,3 +148,25 @@ def _total_rows(place: names.Place, rows: Rows, in_features: int) -> int:
     if num_parts == 4:
         return max(rows[1], 7 * in_features)
     return num_parts * (rows[1] - rows[0]) if num_parts > 1 else rows[1]
+
+
+def require_fit(source: object, change: Change, sizes: dict[str, tuple[int, int]]) -> None:
+    """Raises NetworkFileError if ``change`` does not fit a model whose linears have these (out, in) sizes."""
+    for module in (*change.sizes, *change.biases):
+        if module not in sizes:
+            raise NetworkFileError(f"{source}: the model has no {module}; the network is for a deeper FLUX")
+    for (module, rows), factors in change.entries.items():
+        out_features, in_features = factors.shape
+        if rows[1] > sizes[module][0] or in_features not in (0, sizes[module][1]):
+            hint = ""
+            if module == "img_in":
+                hint = f": it was trained on a model with {in_features} input channels, not on FLUX.1 Fill"
+            raise NetworkFileError(
+                f"{source}: {module} is {out_features} x {in_features} at rows {rows[0]}..{rows[1]}, but the"
+                f" model's is {sizes[module][0]} x {sizes[module][1]}{hint}"
+            )
+    for module, bias in change.biases.items():
+        if bias.shape[0] != sizes[module][0]:
+            raise NetworkFileError(
+                f"{source}: the bias of {module} has {bias.shape[0]} values, the model's has {sizes[module][0]}"
+            )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from library.flow.draws import generator
-from library.networks.kinds import DOWN, UP, Factors, kind_of
+from library.networks.kinds import DOWN, UP, Factors, diagonal_blocks, kind_of
 
 __all__ = ["DOWN", "UP", "Factors", "kind_of"]
 
@@ -204,25 +204,11 @@ def row_slice(factors: Factors, rows: tuple[int, int], members: list[tuple[int, 
     whole = folded(factors)
     up, down = whole.tensors[UP], whole.tensors[DOWN]
     inside = up[rows[0] : rows[1]]
-    blocks = _diagonal_blocks(up, members)
+    blocks = diagonal_blocks(up, members)
     if rows in blocks:
         first, last = blocks[rows]
         return lora(down[first:last].clone(), inside[:, first:last].clone())
     return lora(down.clone(), inside.clone())
-
-
-def _diagonal_blocks(up: Tensor, members: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
-    """The columns that each part alone uses, if `up` is block-diagonal over the parts it changes; else nothing."""
-    used = [rows for rows in members if bool((up[rows[0] : rows[1]] != 0).any())]
-    if len(used) < 2 or up.shape[1] % len(used):
-        return {}
-    width = up.shape[1] // len(used)
-    blocks = {rows: (index * width, (index + 1) * width) for index, rows in enumerate(used)}
-    for (start, stop), (first, last) in blocks.items():
-        part = up[start:stop]
-        if bool((part[:, :first] != 0).any()) or bool((part[:, last:] != 0).any()):
-            return {}
-    return blocks
 
 
 def stacked(first: Factors, second: Factors, second_weight: float = 1.0) -> Factors:

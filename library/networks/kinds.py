@@ -109,3 +109,17 @@ def _kronecker_shapes(tensors: dict[str, Tensor]) -> tuple[tuple[int, int], tupl
         else:
             shapes.append((tensors[f"{name}_a"].shape[0], tensors[f"{name}_b"].shape[1]))
     return shapes[0], shapes[1]
+
+
+def diagonal_blocks(up: Tensor, members: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    """The columns that each part alone uses, if `up` is block-diagonal over the parts it changes; else nothing."""
+    used = [rows for rows in members if bool((up[rows[0] : rows[1]] != 0).any())]
+    if len(used) < 2 or up.shape[1] % len(used):
+        return {}
+    width = up.shape[1] // len(used)
+    blocks = {rows: (index * width, (index + 1) * width) for index, rows in enumerate(used)}
+    for (start, stop), (first, last) in blocks.items():
+        part = up[start:stop]
+        if bool((part[:, :first] != 0).any()) or bool((part[:, last:] != 0).any()):
+            return {}
+    return blocks

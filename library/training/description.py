@@ -10,16 +10,13 @@ from library.networks.clip import Together
 from library.networks.file import DTYPES
 from library.networks.metadata import Description, now, thumbnail
 from library.networks.network import Network
+from library.networks.outline import saved_as
 from library.training.progress import Progress
 
 
 def file_dtype(run: Run, mixed_precision: str) -> torch.dtype:
-    """save_precision, else the precision of the training's arithmetic: bits beyond it would be noise."""
-    if run.saving.upcast_before_saving:
-        return torch.float32
-    if run.saving.save_precision is not None:
-        return DTYPES[run.saving.save_precision]
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    """The precision that networks are saved in."""
+    return DTYPES[saved_as(run.saving, mixed_precision)]
 
 
 def picture_size(bucket: tuple[int, int], modes: tuple[str, ...]) -> tuple[int, int]:
@@ -54,7 +51,7 @@ def describe_run(
         network_module=network.module_name,
         network_dim=run.network.network_dim,
         network_args={name: value for name, _, value in (pair.partition("=") for pair in run.network.network_args)},
-        trained_alphas=network.trained_alphas(),
+        trained_scales=network.trained_scales(),
         base_model=base.name.replace("\\", "/").rstrip("/").rpartition("/")[2],
         resolved_toml=metadata_toml(run),
         started_at=started,

@@ -12,6 +12,7 @@ from library.config.run import Run
 from library.errors import OutOfMemory, Stopped
 from library.memory.device import choose_device
 from library.models import setup
+from library.models.base import Base
 from library.models.probe import probe_step
 from library.training import assemble, hub, processes, rates, signals, trackers
 from library.training.conduct import Conduct
@@ -20,6 +21,7 @@ from library.training.loop import Trainer
 from library.training.objective import Objective
 from library.training.optimizers import OptimizerChoice
 from library.training.out_of_memory import advice, is_out_of_memory
+from library.training.outlook import outlook
 from library.training.prediction import Predictor
 from library.training.publish import publish
 from library.training.site import Site, opened
@@ -33,6 +35,7 @@ def train(run: Run) -> int:
     trackers.wanted(run.logging.report_to)
     assemble.schedule_arguments(run.optimizer)
     hub.check(run.saving, run.saving.output_dir)
+    outlook(run, Base.open(run.model))
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32

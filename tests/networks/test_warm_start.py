@@ -22,7 +22,7 @@ def model(tmp_path):
 
 
 def save(path, network, format: str = "kohya"):
-    description = Description("net", trained_alphas=network.trained_alphas())
+    description = Description("net", trained_scales=network.trained_scales())
     return save_network(path, network.export(), description, format=format, dtype=torch.float32)
 
 
@@ -32,18 +32,18 @@ def started(model, path, **table):
     return network
 
 
-WARM = [(table, layout) for table, layout in LAYOUTS if not table.get("use_dora") and not table.get("use_rslora")]
+WARM = [(table, layout) for table, layout in LAYOUTS if not table.get("use_dora")]
 
 
 @pytest.mark.parametrize(("table", "layout"), WARM, ids=label)
 def test_round_trip_of_every_network(model, tmp_path, table: dict, layout: str) -> None:
     network = network_on(model, network_layout=layout, **table)
-    expected, scales = model(**inputs()), network.trained_alphas()
+    expected, scales = model(**inputs()), network.trained_scales()
     save(tmp_path / "net.safetensors", network)
     network.detach()
     again = started(model, tmp_path / "net.safetensors", network_layout=layout, **table)
     assert relative(model(**inputs()), expected) < 1e-5
-    assert again.trained_alphas() == scales
+    assert again.trained_scales() == scales
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
