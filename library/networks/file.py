@@ -165,8 +165,9 @@ def save_copy(
 ) -> list[Path]:
     """Write a network that was made from another file, keeping what that file said about itself but its hashes."""
     kept = {name: text for name, text in metadata.items() if name not in _HASHES and name not in _NEVER}
-    ranks = sorted({factors.rank for (module, _), factors in change.entries.items() if module != "img_in"})
-    facts = describe(Description(path.stem, network_dim=ranks[-1] if ranks else None))
+    ranks = [factors.rank for (module, _), factors in change.entries.items() if module != "img_in"]
+    commonest = max(set(ranks), key=lambda rank: (ranks.count(rank), rank), default=None)
+    facts = describe(Description(path.stem, network_dim=commonest))
     own = ("ss_output_name", "ss_network_dim", "ss_network_alpha")
     written = []
     for file, tensors in layouts(path, change, format, dtype):
