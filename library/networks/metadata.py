@@ -34,6 +34,7 @@ class Description:
     trained_scales: scale (alpha / rank, or with rsLoRA alpha / sqrt(rank)) each module was trained at; the file's own
     is 1, whatever rank the module has there.
     edits_regions: whether edit mode was trained with masks, so that only a region changes.
+    trains_text_encoder: whether CLIP-L's part has to be loaded as well.
     prompt, sample_steps: what the workflow beside the file begins with.
     extra: further `ss_*` fields as plain values.
     """
@@ -65,6 +66,7 @@ class Description:
     comment: str | None = None
     thumbnail: str | None = None
     edits_regions: bool = False
+    trains_text_encoder: bool = False
     prompt: str | None = None
     sample_steps: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)

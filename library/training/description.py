@@ -67,6 +67,7 @@ def describe_run(
         trigger_words=saving.trigger_words,
         comment=saving.training_comment,
         thumbnail=None if saving.metadata_thumbnail is None else thumbnail(saving.metadata_thumbnail),
+        trains_text_encoder=run.network.train_text_encoder,
         edits_regions=any(subset.mode == "edit" and subset.mask_dir is not None for subset in subsets),
         prompt=next(iter(run.sampling.validation_prompt), None),
         sample_steps=run.sampling.sample_steps or defaults.sample_steps,
