@@ -1,9 +1,10 @@
 """WHAT IS TRAINED: networks on the linears of the base model, and the files they travel in.
 
-Reading order: parts (names of the linears), arguments (what the user wrote), targets (which linears), factors (the
-arithmetic), dropout, lora, dense, lycoris (the adapters), network (all of them on a model), clip (CLIP-L's); names,
-change, metadata, file (what is written), loading, warm_start (what is read and applied), graph, workflow (the ComfyUI
-graph beside a file); acceptance, surgery, baking (what the tools do to files).
+Reading order: parts (names of the linears), arguments (what the user wrote), targets and text_targets (which linears),
+kinds (one weight's change), factors (its arithmetic), dropout, lora, dense, lycoris (the adapters), network (all on a
+model), clip (CLIP-L's); names, change, forms, metadata, file (what is written), loading, warm_start (what is read
+and applied); stored, inheritance, shapes, outline, size, prospect (what is known before anything is loaded); graph,
+workflow (the ComfyUI graph beside a file); acceptance, surgery, baking (what the tools do to files).
 """
 
 from __future__ import annotations
