@@ -9,7 +9,7 @@ DoRA) becomes a LoRA of --rank or --energy, and the error is printed; some of th
 import argparse
 from pathlib import Path
 
-from tools.lora_arguments import add_output, add_size, new_file, run
+from tools.lora_arguments import add_output, add_size, new_file, run, say_errors
 
 
 def main(options: argparse.Namespace) -> None:
@@ -21,14 +21,14 @@ def main(options: argparse.Namespace) -> None:
 
     output = new_file(options.output)
     network = load_network(options.input)
-    change = network.change
+    change = surgery.without_text(network.change) if options.without_text_encoder else network.change
     if options.base is not None:
         change = surgery.with_base(change, TransformerFile.open(options.base))
     if options.rank is not None or options.energy is not None:
         change, errors = surgery.resized(change, options.rank, options.energy)
-        worst = max(errors, key=errors.get)
-        print(f"relative error: {sum(errors.values()) / len(errors):.3g} on average, {errors[worst]:.3g} in {worst}")
-    for path in save_copy(output, change, network.metadata, format=options.format, dtype=DTYPES[options.precision]):
+        say_errors(errors)
+    metadata = surgery.carried(network, change)
+    for path in save_copy(output, change, metadata, format=options.format, dtype=DTYPES[options.precision]):
         print(path)
 
 
@@ -37,6 +37,7 @@ if __name__ == "__main__":
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--base", type=Path, help="the checkpoint the network belongs to")
+    parser.add_argument("--without_text_encoder", action="store_true", help="leave CLIP-L's part out")
     add_output(parser)
     add_size(parser, required=False)
     raise SystemExit(run(main, parser))

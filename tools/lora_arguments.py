@@ -31,10 +31,15 @@ def new_file(path: Path) -> Path:
     return path
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """The options of every tool that writes a network."""
-    parser.add_argument("--format", choices=("kohya", "diffusers", "both"), default="kohya", help="names in the file")
-    parser.add_argument("--precision", choices=("fp32", "fp16", "bf16"), default="bf16", help="of the factors")
+def add_output(parser: argparse.ArgumentParser, *, defaults: bool = True) -> None:
+    """The options of every tool that writes a network. Without ``defaults`` what is not given is None."""
+    formats, precisions = ("kohya", "diffusers", "both"), ("fp32", "fp16", "bf16")
+    parser.add_argument(
+        "--format", choices=formats, default="kohya" if defaults else None, help="names in the file (kohya)"
+    )
+    parser.add_argument(
+        "--precision", choices=precisions, default="bf16" if defaults else None, help="of the factors (bf16)"
+    )
 
 
 def add_size(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -42,6 +47,13 @@ def add_size(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     group = parser.add_mutually_exclusive_group(required=required)
     group.add_argument("--rank", type=positive, help="the same rank for every module")
     group.add_argument("--energy", type=share, help="keep this share (0.99) of each module's squared singular values")
+
+
+def say_errors(errors: dict[str, float]) -> None:
+    """Print what a resizing lost; nothing where there was nothing to resize (x_embedder alone is kept exactly)."""
+    if errors:
+        worst, mean = max(errors, key=errors.get), sum(errors.values()) / len(errors)
+        print(f"relative error: {mean:.3g} on average, {errors[worst]:.3g} in {worst}")
 
 
 def positive(text: str) -> int:

@@ -11,7 +11,8 @@ precision: a BFL file becomes a file, the `transformer` folder of a diffusers ba
 import argparse
 from pathlib import Path
 
-from tools.lora_arguments import add_output, add_size, network_and_weight, new_file, run
+from library.errors import NetworkFileError
+from tools.lora_arguments import add_output, add_size, network_and_weight, new_file, run, say_errors
 
 
 def main(options: argparse.Namespace) -> None:
@@ -24,6 +25,7 @@ def main(options: argparse.Namespace) -> None:
     networks = [(load_network(path), weight) for path, weight in options.networks]
     changes = [(network.change, weight) for network, weight in networks]
     if options.base is not None:
+        _refuse_options_of_networks(options)
         changed = bake(options.base, options.output, changes)
         print(f"{options.output}: {changed} tensors changed")
         return
@@ -31,12 +33,26 @@ def main(options: argparse.Namespace) -> None:
     total = surgery.added(changes)
     if options.rank is not None or options.energy is not None:
         total, errors = surgery.resized(total, options.rank, options.energy)
-        print(f"relative error: {max(errors.values()):.3g} at worst")
+        say_errors(errors)
     said = {"ss_training_comment": "merged from " + ", ".join(f"{n.path.name} x {w:g}" for n, w in networks)}
-    metadata = {name: text for name, text in networks[0][0].metadata.items() if name.startswith("influx_")}
-    metadata.pop("influx_trained_alpha", None)
-    for path in save_copy(output, total, metadata | said, format=options.format, dtype=DTYPES[options.precision]):
+    metadata, notes = surgery.agreed([network for network, _ in networks])
+    for name in ("influx_trained_alpha", "influx_trained_scale"):
+        metadata.pop(name, None)
+    for note in notes:
+        print(note)
+    form, precision = options.format or "kohya", options.precision or "bf16"
+    for path in save_copy(output, total, metadata | said, format=form, dtype=DTYPES[precision]):
         print(path)
+
+
+def _refuse_options_of_networks(options: argparse.Namespace) -> None:
+    """With --base a checkpoint is written, in its own layout and precision: these would do nothing."""
+    given = [name for name in ("rank", "energy", "format", "precision") if getattr(options, name) is not None]
+    if given:
+        raise NetworkFileError(
+            f"--{' and --'.join(given)} cannot act with --base: the checkpoint keeps its own layout and precision, and"
+            " nothing is lost. Remove it, or make a smaller network first with python -m tools.resize_lora"
+        )
 
 
 if __name__ == "__main__":
@@ -44,6 +60,6 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("networks", type=network_and_weight, nargs="+", metavar="FILE[=WEIGHT]")
     parser.add_argument("--base", type=Path, help="merge into this BFL file or diffusers transformer folder")
-    add_output(parser)
+    add_output(parser, defaults=False)
     add_size(parser, required=False)
     raise SystemExit(run(main, parser))

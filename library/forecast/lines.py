@@ -42,7 +42,7 @@ def training_lines(
     lines += memory_lines(f"RAM{each}", {"training": cost.training_ram(shape, setting, work)})
     state = (4 + cost.OPTIMIZER_BYTES.get(work.optimizer, 8) + cost.PAGED_BYTES.get(work.optimizer, 0)) * work.trained
     state += 4 * work.trained if work.use_ema else 0
-    lines.append(f"disk: {4 * work.trained / GB:.2f} GB per saved network, {state / GB:.2f} GB per state")
+    lines.append(f"disk: {state / GB:.2f} GB per state; the sizes of the networks stand with their names")
     return [*lines, _training_time(run, shape, setting, work, card or this_card().card)]
 
 

@@ -10,11 +10,13 @@ from library.config.run import Run
 from library.config.tables.dataset import DatasetTable
 from library.data.buckets import Bucketing
 from library.data.prompts import PreviewRequest, preview_requests
+from library.models.base import Base
 from library.models.cost import Encode, Picture, Work, tokens
 from library.models.encoders import FLUX_ENCODERS, Encoders
 from library.models.keymap import linear_shapes
 from library.models.shape import FluxShape
-from library.networks import plan
+from library.networks.prospect import look_ahead
+from library.networks.shapes import trained
 
 ACTIVATION_BYTES = {"no": 4, "fp32": 4, "fp16": 2, "bf16": 2}
 PRECISION_NAMES = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
@@ -22,8 +24,6 @@ DEFAULT_LENGTH = 512
 DEFAULT_STEPS = 50
 HELD_OUT_BATCH = 4
 """As in library/data/cached.py."""
-CLIP_LINEARS = 4
-"""Linears of a CLIP layer that carry a network: q, k, v, out."""
 
 Size = tuple[int, int]
 
@@ -52,16 +52,12 @@ def text_length(run: Run) -> int:
 
 def work_of(run: Run, shape: FluxShape, processes: int = 1, encoders: Encoders = FLUX_ENCODERS) -> Work:
     """The heaviest step of this configuration, and the largest pictures made between steps."""
-    settled = plan(run.network, linear_shapes(shape))
-    trained = sum(t.rank * (t.in_features * len(t.groups) + t.trained_rows) for t in settled.targets)
+    with_clip = run.network.train_text_encoder
+    settled = look_ahead(run.network, linear_shapes(shape), Base.open(run.model).clip_linears if with_clip else {})
     rank = max((target.rank for target in settled.targets), default=0)
     width, height, batch = largest_bucket(run.datasets, text_length(run))
-    with_clip = run.network.train_text_encoder
-    if with_clip:
-        clip_rank = run.network.text_encoder_dim or run.network.network_dim
-        trained += encoders.clip_layers * CLIP_LINEARS * 2 * encoders.clip_width * clip_rank
     return Work(
-        trained=trained + (shape.in_channels * shape.hidden if settled.x_embedder else 0),
+        trained=trained(settled),
         rank=rank,
         optimizer=run.optimizer.optimizer_type,
         batch=batch,

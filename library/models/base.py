@@ -105,6 +105,14 @@ class Base:
             return Defaults()
         return replace(Defaults(), **_read_json(file))
 
+    @cached_property
+    def clip_linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of CLIP-L's linears by name, as `encoder.layers.0.self_attn.q_proj`; from the header alone."""
+        part = TEXT_PARTS[0]
+        reader, _ = _component(self._path(part.key, part.folder), "model", self.table.variant, part.key)
+        weights = {name: shape for name, shape in reader.shapes.items() if name.endswith(".weight") and len(shape) == 2}
+        return {name.removeprefix("text_model.").removesuffix(".weight"): shape for name, shape in weights.items()}
+
     def files(self, part: Part) -> list[Path]:
         """The files that a part is read from: weights, configuration and, for text encoders, tokenizers."""
         if part == "transformer":

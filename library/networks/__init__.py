@@ -1,9 +1,10 @@
 """WHAT IS TRAINED: networks on the linears of the base model, and the files they travel in.
 
-Reading order: parts (names of the linears), arguments (what the user wrote), targets (which linears), factors (the
-arithmetic), dropout, lora, dense, lycoris (the adapters), network (all of them on a model), clip (CLIP-L's); names,
-change, metadata, file (what is written), loading, warm_start (what is read and applied), graph, workflow (the ComfyUI
-graph beside a file); acceptance, surgery, baking (what the tools do to files).
+Reading order: parts (names of the linears), arguments (what the user wrote), targets and text_targets (which linears),
+kinds (one weight's change), factors (its arithmetic), dropout, lora, dense, lycoris (the adapters), network (all on a
+model), clip (CLIP-L's); names, change, forms, metadata, file (what is written), loading, warm_start (what is read
+and applied); stored, inheritance, shapes, outline, size, prospect (what is known before anything is loaded); graph,
+workflow (the ComfyUI graph beside a file); acceptance, surgery, baking (what the tools do to files).
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ NETWORKS: dict[str, AdapterMaker] = {
 def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> Network:
     """The network that ``table`` describes, on ``transformer`` but not attached; its start depends on ``seed`` alone.
 
+    CLIP-L's part is `library.networks.clip.build_clip`'s.
+
     ``base_weights`` are merged into the transformer first; ``network_weights`` give the start its values.
     Raises ConfigError if the table selects nothing or asks for what cannot be made right.
     """
@@ -67,11 +70,11 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
     from library.networks.dropout import Draws
     from library.networks.loading import home_of, load_network, merge_networks
     from library.networks.network import Network
+    from library.networks.prospect import look_ahead
 
     linears = transformer.linears()
     sizes = {path: (linear.out_features, linear.in_features) for path, linear in linears.items()}
-    start = warm_start.read(table, sizes)
-    settled = plan(table, sizes) if start is None else plan(table, sizes, start.inherited)
+    settled = look_ahead(table, sizes)
     if table.base_weights:
         multipliers = table.base_weights_multiplier or (1.0,) * len(table.base_weights)
         merge_networks(transformer, [(load_network(path), by) for path, by in zip(table.base_weights, multipliers)])
@@ -83,13 +86,13 @@ def build(table: NetworkTable, transformer: FluxTransformer, seed: int = 0) -> N
         home = home_of(transformer, target.module, linears[target.module])
         is_there = all(parameter.device == home for parameter in adapter.parameters())
         adapters[target.module] = adapter if is_there else adapter.to(home)
-    if settled.x_embedder:
+    if settled.x_embedder is not None:
         linear = linears["img_in"]
         adapters["img_in"] = DenseAdapter(
             "img_in", [(0, linear.out_features)], linear.in_features, transformer.device, bias=settled.x_embedder_bias
         )
     rates = {target.module: target.learning_rate for target in settled.targets if target.learning_rate is not None}
     network = Network(transformer, adapters, draws, "transformer", rates, settled.settings.module_name)
-    if start is not None:
-        warm_start.load_into(network, start)
+    if table.network_weights is not None:
+        warm_start.load_into(network, load_network(table.network_weights))
     return network

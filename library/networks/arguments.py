@@ -153,6 +153,10 @@ class Settings:
         """What the product of the factors is multiplied by: alpha / rank, with rsLoRA alpha / sqrt(rank)."""
         return alpha / (rank**0.5 if self.rslora else rank)
 
+    def alpha_of(self, rank: int, scale: float) -> float:
+        """The alpha that gives a scale: the inverse of `scale_of`."""
+        return scale * (rank**0.5 if self.rslora else rank)
+
 
 def with_own_keys(table: NetworkTable) -> NetworkTable:
     """The table with those of network_args that have keys of their own moved there."""
@@ -257,7 +261,9 @@ def _check_combination(settings: Settings, table: NetworkTable, values: dict[str
         raise ConfigError(f"export_rank is for full and DoRA; {kind} is saved as it is")
     _check_dora(settings, values)
     if kind not in _DROPS_RANKS and (settings.rank_dropout or settings.dropout):
-        raise ConfigError(f"{kind} has no ranks to drop: use module_dropout instead of the other two dropouts")
+        raise ConfigError(
+            f"{kind} has no ranks to drop: use module_dropout instead of network_dropout and rank_dropout"
+        )
     if kind == "diag-oft" and not table.allow_comfy_only:
         raise ConfigError(
             "diag-oft files load in ComfyUI and LyCORIS only (Forge refuses the file, diffusers and sd-scripts ignore"

@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from library.errors import ModelError
+from library.errors import ModelError, NetworkFileError
 from library.files import atomic_folder, atomic_write
 from library.models.keymap import strip_prefix
 from library.networks import parts
 from library.networks.change import Change
 from library.networks.factors import Factors
+from library.networks.inheritance import WITHOUT_TEXT
 from library.networks.parts import Rows
 from library.tensorfile import Header, TensorInfo, read_header
 
@@ -27,8 +28,15 @@ _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 def bake(source: Path, target: Path, networks: Sequence[tuple[Change, float]]) -> int:
     """Write ``source`` with the networks merged in to ``target``: a file, or a folder of a diffusers transformer.
 
-    Returns how many tensors changed. Raises ModelError if a changed weight is missing or is stored quantised.
+    Returns how many tensors changed. Raises ModelError if a changed weight is missing or is stored quantised,
+    NetworkFileError if a network changes CLIP-L, which is not in such a file.
     """
+    texts = sum(len(change.text) for change, _ in networks)
+    if texts:
+        raise NetworkFileError(
+            f"{texts} modules of the networks belong to CLIP-L, which {source} does not hold: they would be lost."
+            f" {WITHOUT_TEXT}"
+        )
     if target.exists():
         raise ModelError(f"{target} exists already; nothing is overwritten")
     if source.is_dir():
@@ -50,37 +58,42 @@ def _bake_folder(source: Path, folder: Path, networks: Sequence[tuple[Change, fl
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor of the file belongs: a BFL module, the part of it (None: all), whether its halves are swapped."""
+    """Where a tensor of the file belongs: a BFL module, the part of it (None: all), whether its halves are swapped.
+
+    is_bias: whether it is the module's bias instead of its weight.
+    """
 
     module: str
     part: int | None
     swapped: bool
+    is_bias: bool
 
 
 def _places(header: Header) -> dict[str, Place]:
-    """The place of every linear's weight in the file, by tensor name."""
+    """The place of every linear's weight and bias in the file, by tensor name."""
     prefix = strip_prefix(list(header.tensors))
     found: dict[str, Place] = {}
     for name in header.tensors:
         stem, _, leaf = name.removeprefix(prefix).rpartition(".")
-        if leaf != "weight":
+        if leaf not in ("weight", "bias"):
             continue
         if parts.is_known(stem):
-            found[name] = Place(stem, None, False)
+            found[name] = Place(stem, None, False, leaf == "bias")
             continue
         try:
             module, index = parts.from_diffusers(stem)
         except KeyError:
             continue
         part = index if len(parts.diffusers_names(module)) > 1 else None
-        found[name] = Place(module, part, module == parts.SWAPPED_HALVES)
+        found[name] = Place(module, part, module == parts.SWAPPED_HALVES, leaf == "bias")
     return found
 
 
 def _check_complete(headers: dict[Path, Header], networks: Sequence[tuple[Change, float]]) -> None:
-    places = {place.module for header in headers.values() for place in _places(header).values()}
+    places = {(place.module, place.is_bias) for header in headers.values() for place in _places(header).values()}
     for change, _ in networks:
-        missing = sorted({module for module, _ in change.entries} - places)
+        needed = {(module, False) for module, _ in change.entries} | {(module, True) for module in change.biases}
+        missing = sorted(f"{module}.{'bias' if is_bias else 'weight'}" for module, is_bias in needed - places)
         if missing:
             raise ModelError(f"the checkpoint has no {', '.join(missing[:3])}, which the network changes")
 
@@ -127,7 +140,11 @@ def _delta(
     """The tensor's new bytes, or None if no network changes it."""
     if place is None:
         return None
-    concerned = [(change, strength) for change, strength in networks if place.module in change.sizes]
+    concerned = [
+        (change, strength)
+        for change, strength in networks
+        if place.module in (change.biases if place.is_bias else change.sizes)
+    ]
     if not concerned:
         return None
     if info.dtype not in _TYPES:
@@ -136,12 +153,24 @@ def _delta(
     total = torch.zeros_like(weight)
     touched = False
     for change, strength in concerned:
+        if place.is_bias:
+            touched |= _add_bias(total, place, change.biases[place.module], strength)
+            continue
         for rows, factors in change.by_module().get(place.module, []):
             touched |= _add(total, weight, place, rows, factors, strength)
     if not touched:
         return None
     merged = _ours(weight + total, place).to(_TYPES[info.dtype]).contiguous()
     return bytes(memoryview(merged.view(-1).view(torch.uint8).numpy()))
+
+
+def _add_bias(total: Tensor, place: Place, bias: Tensor, strength: float) -> bool:
+    """Add one network's change of the module's bias to what this tensor holds of it."""
+    count = total.shape[0]
+    is_last = place.part is not None and place.part == len(parts.diffusers_names(place.module)) - 1
+    start = bias.shape[0] - count if is_last else (place.part or 0) * count
+    total += bias[start : start + count].float() * strength
+    return True
 
 
 def _ours(weight: Tensor, place: Place) -> Tensor:

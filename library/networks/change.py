@@ -1,20 +1,24 @@
-"""What a network adds to a model, independent of any file: factors by BFL module and rows; its kohya and PEFT forms.
+"""What a network adds to a model, independent of any file: factors by BFL module and rows.
 
-Every file is read into a `Change` and written from one, so that a conversion is a read and a write.
+Every file is read into a `Change` and written from one (`forms`), so that a conversion is a read and a write. Needs no
+torch: what a file says without its values can be read the same way (`stored`).
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from library.errors import NetworkFileError
-from library.networks import factors as arithmetic
 from library.networks import names, parts
-from library.networks.factors import DOWN, UP, Factors
+from library.networks.kinds import UP, Factors, kind_of
 from library.networks.parts import Rows
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Slot = tuple[str, Rows]
+_DIFFUSERS_SPELLINGS = ("peft", "bare", "lycoris", "onetrainer")
 
 
 @dataclass
@@ -34,86 +38,8 @@ class Change:
             grouped.setdefault(module, []).append((rows, factors))
         return grouped
 
-    @property
-    def kinds(self) -> set[str]:
-        """The algorithms that occur."""
-        return {factors.kind for factors in (*self.entries.values(), *self.text.values())}
 
-    @property
-    def leaves_blocks(self) -> bool:
-        """Whether a module outside the transformer blocks changes: diffusers drops those from a kohya file."""
-        return any(not parts.is_block(module) for module, _ in self.entries)
-
-
-def fused(change: Change, module: str, pieces: list[tuple[Rows, Factors]]) -> Factors:
-    """One factorisation of the whole fused module. Only LoRAs (and plain changes) can be joined exactly."""
-    out_features = change.sizes[module][0]
-    if len(pieces) == 1 and pieces[0][0] == (0, out_features):
-        factors = pieces[0][1]
-        return arithmetic.exact_lora(factors.tensors["diff"]) if factors.kind == "full" else arithmetic.folded(factors)
-    joined = []
-    for rows, factors in pieces:
-        if factors.kind not in ("lora", "full"):
-            raise NetworkFileError(
-                f"{factors.kind} on parts of {module} has no exact kohya form: save with lycoris names, or convert to"
-                " LoRA with a rank"
-            )
-        joined.append((rows, arithmetic.as_lora(factors)[0]))
-    return arithmetic.block_diagonal(joined, out_features)
-
-
-def kohya_tensors(change: Change, dtype: torch.dtype) -> dict[str, Tensor]:
-    """kohya's keys: BFL's fused modules. ComfyUI, Forge and sd-scripts read all; diffusers all inside the blocks."""
-    tensors: dict[str, Tensor] = {}
-    for module, pieces in change.by_module().items():
-        _put(tensors, names.kohya_stem(module), fused(change, module, pieces), dtype, kohya=True)
-    for module, bias in change.biases.items():
-        tensors[f"{names.kohya_stem(module)}.diff_b"] = bias.to(dtype)
-    for module, factors in change.text.items():
-        _put(tensors, names.kohya_text_stem(module), arithmetic.folded(factors), dtype, kohya=True)
-    return tensors
-
-
-def peft_tensors(change: Change, dtype: torch.dtype) -> dict[str, Tensor]:
-    """PEFT's keys on diffusers' separate linears, with alpha = rank. diffusers, ComfyUI and Forge read all."""
-    tensors: dict[str, Tensor] = {}
-    for (module, rows), factors in change.entries.items():
-        if factors.kind not in ("lora", "full"):
-            raise NetworkFileError(
-                f"diffusers cannot load {factors.kind} ({module}): save as kohya, or convert to LoRA with a rank"
-            )
-        out_features, in_features = change.sizes[module]
-        members = parts.parts(module, out_features, in_features)
-        low_rank = arithmetic.as_lora(factors)[0]
-        for part in members:
-            if part.start >= rows[0] and part.stop <= rows[1]:
-                inside = [(m.start - rows[0], m.stop - rows[0]) for m in members if m.stop <= rows[1]]
-                own = (part.start - rows[0], part.stop - rows[0])
-                piece = low_rank if part.rows == rows else arithmetic.row_slice(low_rank, own, inside)
-                _put(tensors, names.peft_stem(part.diffusers), _diffusers_order(module, piece), dtype, kohya=False)
-    for module, bias in change.biases.items():
-        tensors[f"{names.peft_stem(parts.diffusers_names(module)[0])}.diff_b"] = bias.to(dtype)
-    for module, factors in change.text.items():
-        _put(tensors, names.peft_text_stem(module), arithmetic.folded(factors), dtype, kohya=False)
-    return tensors
-
-
-def lycoris_tensors(change: Change, dtype: torch.dtype) -> dict[str, Tensor]:
-    """LyCORIS's keys on diffusers' separate linears: how a split LoKr or LoHa travels. ComfyUI and Forge read them."""
-    tensors: dict[str, Tensor] = {}
-    for (module, rows), factors in change.entries.items():
-        out_features, in_features = change.sizes[module]
-        for part in parts.parts(module, out_features, in_features):
-            if part.rows == rows:
-                plain = arithmetic.as_lora(factors)[0] if factors.kind == "full" else arithmetic.folded(factors)
-                _put(tensors, names.lycoris_stem(part.diffusers), _diffusers_order(module, plain), dtype, kohya=True)
-                break
-        else:
-            raise NetworkFileError(f"{factors.kind} on rows {rows} of {module} is no linear of diffusers")
-    return tensors
-
-
-def _diffusers_order(module: str, factors: Factors) -> Factors:
+def diffusers_order(module: str, factors: Factors) -> Factors:
     """The factors with the output halves as diffusers keeps them (and back: the exchange is its own inverse)."""
     if module != parts.SWAPPED_HALVES:
         return factors
@@ -121,16 +47,14 @@ def _diffusers_order(module: str, factors: Factors) -> Factors:
         raise NetworkFileError(
             f"{factors.kind} on {module} has no diffusers form: its output halves are exchanged there"
         )
-    return arithmetic.lora(factors.tensors[DOWN], torch.cat(factors.tensors[UP].chunk(2)[::-1]), factors.alpha)
+    tensors = {**factors.tensors, UP: halves_exchanged(factors.tensors[UP])}
+    return Factors("lora", tensors, factors.alpha)
 
 
-def _put(tensors: dict[str, Tensor], stem: str, factors: Factors, dtype: torch.dtype, *, kohya: bool) -> None:
-    """Write one module's tensors. alpha is a 0-dim float: diffusers refuses integers, sd-scripts a missing one."""
-    rename = {} if kohya else {DOWN: "lora_A.weight", UP: "lora_B.weight"}
-    for name, tensor in factors.tensors.items():
-        tensors[f"{stem}.{rename.get(name, name)}"] = tensor.to(dtype).contiguous()
-    alpha = (factors.alpha or 0.0) if factors.kind == "oft" else float(factors.rank)
-    tensors[f"{stem}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+def halves_exchanged(rows: Tensor) -> Tensor:
+    """A tensor with the two halves of its rows exchanged."""
+    half = rows.shape[0] // 2
+    return rows[[*range(half, rows.shape[0]), *range(half)]]
 
 
 def read_change(tensors: dict[str, Tensor], source: str) -> tuple[Change, list[str]]:
@@ -159,27 +83,20 @@ def read_change(tensors: dict[str, Tensor], source: str) -> tuple[Change, list[s
 
 def _add(change: Change, place: names.Place, members: dict[str, Tensor], source: str) -> None:
     members = dict(members)
-    bias = members.pop("diff_b", None)
-    if bias is not None and place.part is None:
-        change.biases[place.module] = bias
+    biases = {name: members.pop(name) for name in ("diff_b", "lora_B.bias") if name in members}
     alpha = members.pop("alpha", None)
-    if not members:
+    factors = None if not members else _factors(place, members, alpha, source)
+    if biases:
+        scale = 1.0 if "diff_b" in biases or factors is None else factors.scale
+        _add_bias(change, place, biases.get("diff_b", biases.get("lora_B.bias")), scale, source)
+    if factors is None:
         return
-    kind = arithmetic.kind_of(members)
-    if kind is None or {"lora_mid.weight", "hada_t1", "lokr_t2", "set_weight", "reshape_weight"} & members.keys():
-        raise NetworkFileError(
-            f"{source}: {place.module} holds {', '.join(sorted(members))}, which InFlux cannot apply"
-        )
-    factors = Factors(kind, members, None if alpha is None else float(alpha))
-    try:
-        out_features, in_features = factors.shape
-    except (KeyError, ValueError) as error:
-        raise NetworkFileError(f"{source}: {place.module} is incomplete: {', '.join(sorted(members))}") from error
     if place.spelling == "text_encoder":
         change.text[place.module] = factors
         return
-    if place.spelling in ("peft", "bare", "lycoris", "onetrainer"):
-        factors = _diffusers_order(place.module, factors)
+    if place.spelling in _DIFFUSERS_SPELLINGS:
+        factors = diffusers_order(place.module, factors)
+    out_features, in_features = factors.shape
     rows = _rows_of(place, out_features, in_features)
     if (place.module, rows) in change.entries:
         raise NetworkFileError(f"{source}: {place.module} is given twice, under two spellings")
@@ -187,6 +104,33 @@ def _add(change: Change, place: names.Place, members: dict[str, Tensor], source:
     total = _total_rows(place, rows, in_features)
     previous = change.sizes.get(place.module, (0, 0))
     change.sizes[place.module] = (max(total, previous[0]), in_features or previous[1])
+
+
+def _factors(place: names.Place, members: dict[str, Tensor], alpha: Tensor | None, source: str) -> Factors:
+    kind = kind_of(members)
+    if kind is None or {"lora_mid.weight", "hada_t1", "lokr_t2", "set_weight", "reshape_weight"} & members.keys():
+        raise NetworkFileError(
+            f"{source}: {place.module} holds {', '.join(sorted(members))}, which InFlux cannot apply"
+        )
+    factors = Factors(kind, members, None if alpha is None else float(alpha))
+    try:
+        _ = factors.shape
+    except (KeyError, ValueError) as error:
+        raise NetworkFileError(f"{source}: {place.module} is incomplete: {', '.join(sorted(members))}") from error
+    return factors
+
+
+def _add_bias(change: Change, place: names.Place, bias: Tensor, scale: float, source: str) -> None:
+    """Put a change of a bias at its rows of the whole module's."""
+    if place.spelling == "text_encoder":
+        raise NetworkFileError(f"{source}: it changes the bias of {place.module} of CLIP-L, which InFlux cannot apply")
+    length = bias.shape[0]
+    rows = _rows_of(place, length, length if place.part is not None and place.part < 3 else length // 4)
+    if place.module not in change.biases:
+        hidden = rows[1] - rows[0] if place.part is None or place.part < 3 else length // 4
+        change.biases[place.module] = bias.new_zeros(_total_rows(place, rows, hidden))
+    swapped = place.spelling in _DIFFUSERS_SPELLINGS and place.module == parts.SWAPPED_HALVES
+    change.biases[place.module][rows[0] : rows[1]] = (halves_exchanged(bias) if swapped else bias) * scale
 
 
 def _rows_of(place: names.Place, out_features: int, in_features: int) -> Rows:
@@ -204,3 +148,25 @@ def _total_rows(place: names.Place, rows: Rows, in_features: int) -> int:
     if num_parts == 4:
         return max(rows[1], 7 * in_features)
     return num_parts * (rows[1] - rows[0]) if num_parts > 1 else rows[1]
+
+
+def require_fit(source: object, change: Change, sizes: dict[str, tuple[int, int]]) -> None:
+    """Raises NetworkFileError if ``change`` does not fit a model whose linears have these (out, in) sizes."""
+    for module in (*change.sizes, *change.biases):
+        if module not in sizes:
+            raise NetworkFileError(f"{source}: the model has no {module}; the network is for a deeper FLUX")
+    for (module, rows), factors in change.entries.items():
+        out_features, in_features = factors.shape
+        if rows[1] > sizes[module][0] or in_features not in (0, sizes[module][1]):
+            hint = ""
+            if module == "img_in":
+                hint = f": it was trained on a model with {in_features} input channels, not on FLUX.1 Fill"
+            raise NetworkFileError(
+                f"{source}: {module} is {out_features} x {in_features} at rows {rows[0]}..{rows[1]}, but the"
+                f" model's is {sizes[module][0]} x {sizes[module][1]}{hint}"
+            )
+    for module, bias in change.biases.items():
+        if bias.shape[0] != sizes[module][0]:
+            raise NetworkFileError(
+                f"{source}: the bias of {module} has {bias.shape[0]} values, the model's has {sizes[module][0]}"
+            )

@@ -10,26 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from library.config.tables.network import NetworkTable
-from library.errors import ConfigError, NetworkFileError
+from library.errors import NetworkFileError
 from library.flow.draws import Key
 from library.memory.linear import Adapter, Linear
 from library.networks import lora
 from library.networks.arguments import resolve
 from library.networks.change import Change
 from library.networks.dropout import Draws
-from library.networks.loading import LoadedNetwork, change_of
+from library.networks.inheritance import text_inherited
+from library.networks.loading import LoadedNetwork, change_of, load_network
 from library.networks.network import Network, ParameterGroup
-from library.networks.targets import Target
-
-SUFFIXES = ("q_proj", "k_proj", "v_proj", "out_proj")
+from library.networks.targets import Inherited
+from library.networks.text_targets import is_attention, text_targets
+from library.networks.warm_start import load_text_into
 
 
 def attention_linears(clip: nn.Module) -> dict[str, nn.Linear]:
     """The linears of CLIP's attention by name, as `encoder.layers.0.self_attn.q_proj`."""
     return {
-        name: module
-        for name, module in clip.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(SUFFIXES) and ".self_attn." in name
+        name: module for name, module in clip.named_modules() if isinstance(module, nn.Linear) and is_attention(name)
     }
 
 
@@ -46,21 +45,27 @@ def make_adaptable(clip: nn.Module) -> None:
 
 
 def build_clip(table: NetworkTable, clip: nn.Module, seed: int = 0) -> Network:
-    """The LoRA that `train_text_encoder` asks for, not attached. Raises ConfigError if CLIP has no such linears."""
+    """The LoRA that `train_text_encoder` asks for, not attached. Raises ConfigError if CLIP has no such linears.
+
+    ``base_weights`` are merged into CLIP-L first; ``network_weights`` give the start its values.
+    """
     make_adaptable(clip)
-    settings = resolve(table)
-    rank = table.text_encoder_dim or table.network_dim
-    alpha = float(rank) if table.network_alpha is None else table.network_alpha
+    settings, linears = resolve(table), attention_linears(clip)
+    multipliers = table.base_weights_multiplier or (1.0,) * len(table.base_weights)
+    merge_text(clip, [(load_network(path), by) for path, by in zip(table.base_weights, multipliers)])
+    start = None if table.network_weights is None else load_network(table.network_weights)
+    inherited = Inherited({}, {}, None) if start is None else text_inherited(table, start.metadata, start.change)
+    sizes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
     draws = Draws()
     adapters: dict[str, Adapter] = {}
-    for name, linear in attention_linears(clip).items():
+    for target in text_targets(table, settings, sizes, inherited):
+        linear = linears[target.module]
         assert isinstance(linear, Linear)
-        out_features, in_features = linear.out_features, linear.in_features
-        target = Target(name, out_features, in_features, (((0, out_features),),), rank, alpha)
-        adapters[name] = lora.make(settings, target, linear, draws, seed)
-    if not adapters:
-        raise ConfigError("train_text_encoder: this base's CLIP-L has no attention layers to train")
-    return Network(clip, adapters, draws, "text_encoder", {})
+        adapters[target.module] = lora.make(settings, target, linear, draws, seed)
+    network = Network(clip, adapters, draws, "text_encoder", {})
+    if start is not None:
+        load_text_into(network, start)
+    return network
 
 
 class Together:
@@ -113,9 +118,9 @@ class Together:
         change.text = {module: factors for (module, _), factors in self.text.export().entries.items()}
         return change
 
-    def trained_alphas(self) -> dict[str, float]:
-        """The alpha each adapter trained with."""
-        return self.transformer.trained_alphas() | self.text.trained_alphas()
+    def trained_scales(self) -> dict[str, float]:
+        """The scale each adapter trains at."""
+        return self.transformer.trained_scales() | self.text.trained_scales()
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a continued run needs."""

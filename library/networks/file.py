@@ -9,20 +9,20 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from library.errors import NetworkFileError
 from library.files import atomic_write
-from library.networks.change import Change, kohya_tensors, lycoris_tensors, peft_tensors
+from library.networks.change import Change
 from library.networks.factors import kind_of
+from library.networks.forms import kohya_tensors, lycoris_tensors, peft_tensors
 from library.networks.metadata import Description, describe
 from library.networks.names import parse
+from library.networks.outline import Format, files_of
 from library.tensorfile import data_hash
 
-Format = Literal["kohya", "diffusers", "both"]
 DIFFUSERS_SUFFIX = "_diffusers"
 DTYPES = {"float": torch.float32, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _HASHES = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
@@ -54,26 +54,18 @@ def save_network(
 
 def layouts(path: Path, change: Change, format: Format, dtype: torch.dtype) -> list[tuple[Path, dict[str, Tensor]]]:
     """The files that ``change`` becomes: (path, tensors) each."""
+    kinds = {slot: factors.kind for slot, factors in change.entries.items()}
+    text = [factors.kind for factors in change.text.values()]
     second = path.with_name(f"{path.stem}{DIFFUSERS_SUFFIX}{path.suffix}")
-    if format == "diffusers":
-        return [(path, peft_tensors(change, dtype))]
-    if _is_split_lycoris(change):
-        if format == "both":
-            raise NetworkFileError("diffusers cannot load a split LyCORIS network: use save_format = kohya")
-        return [(path, lycoris_tensors(change, dtype))]
-    files = [(path, kohya_tensors(change, dtype))]
-    low_rank = change.kinds <= {"lora", "full"}
-    if format == "both" or (change.leaves_blocks and low_rank):
-        files.append((second, peft_tensors(change, dtype)))
-    return files
+    spellings = files_of(kinds, change.sizes, text, format)
+    return [(file, _SPELLED[spelling](change, dtype)) for file, spelling in zip((path, second), spellings)]
 
 
-def _is_split_lycoris(change: Change) -> bool:
-    """Whether an algorithm other than LoRA sits on parts of fused modules, which kohya's names cannot say."""
-    return any(
-        factors.kind not in ("lora", "full") and rows != (0, change.sizes[module][0])
-        for (module, rows), factors in change.entries.items()
-    )
+_SPELLED: dict[str, Callable[[Change, torch.dtype], dict[str, Tensor]]] = {
+    "kohya": kohya_tensors,
+    "diffusers": peft_tensors,
+    "lycoris": lycoris_tensors,
+}
 
 
 def write_network(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -173,8 +165,9 @@ def save_copy(
 ) -> list[Path]:
     """Write a network that was made from another file, keeping what that file said about itself but its hashes."""
     kept = {name: text for name, text in metadata.items() if name not in _HASHES and name not in _NEVER}
-    ranks = sorted({factors.rank for (module, _), factors in change.entries.items() if module != "img_in"})
-    facts = describe(Description(path.stem, network_dim=ranks[-1] if ranks else None))
+    ranks = [factors.rank for (module, _), factors in change.entries.items() if module != "img_in"]
+    commonest = max(set(ranks), key=lambda rank: (ranks.count(rank), rank), default=None)
+    facts = describe(Description(path.stem, network_dim=commonest))
     own = ("ss_output_name", "ss_network_dim", "ss_network_alpha")
     written = []
     for file, tensors in layouts(path, change, format, dtype):

@@ -24,6 +24,10 @@ NODES = {
     ),
     "VAELoader": NodeKind({"vae_name": "COMBO"}, ("VAE",)),
     "LoraLoaderModelOnly": NodeKind({"model": "MODEL", "lora_name": "COMBO", "strength_model": "FLOAT"}, ("MODEL",)),
+    "LoraLoader": NodeKind(
+        {"model": "MODEL", "clip": "CLIP", "lora_name": "COMBO", "strength_model": "FLOAT", "strength_clip": "FLOAT"},
+        ("MODEL", "CLIP"),
+    ),
     "CLIPTextEncode": NodeKind({"text": "STRING", "clip": "CLIP"}, ("CONDITIONING",)),
     "ConditioningZeroOut": NodeKind({"conditioning": "CONDITIONING"}, ("CONDITIONING",)),
     "FluxGuidance": NodeKind({"conditioning": "CONDITIONING", "guidance": "FLOAT"}, ("CONDITIONING",)),

@@ -12,13 +12,11 @@ from library.errors import NetworkFileError
 from library.memory.linear import Adapter, Linear
 from library.models.flux import FluxTransformer
 from library.networks import factors as arithmetic
-from library.networks.change import Change, read_change
+from library.networks.change import Change, require_fit
 from library.networks.factors import DOWN, UP, Factors
 from library.networks.metadata import Guide, guide
 from library.networks.parts import Rows, is_modulation
-from library.tensorfile import read_header
-
-PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+from library.networks.stored import network_header, understood
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,8 @@ def load_network(path: Path | str) -> LoadedNetwork:
     from safetensors.torch import load
 
     path = Path(path)
-    if path.suffix.lower() in PICKLES:
-        raise NetworkFileError(f"{path}: pickled files can run code and are never loaded; convert it to safetensors")
-    if not path.is_file():
-        raise NetworkFileError(f"there is no network file {path}")
-    header = read_header(path)
-    change, unused = read_change(load(path.read_bytes()), str(path))
-    if not change.entries and not change.text:
-        raise NetworkFileError(f"{path} holds no network")
+    header = network_header(path)
+    change, unused = understood(path, load(path.read_bytes()))
     for (module, _), factors in change.entries.items():
         _require_finite(path, module, factors)
     return LoadedNetwork(path, change, header.metadata, tuple(unused))
@@ -143,19 +135,8 @@ def apply_networks(transformer: FluxTransformer, networks: Sequence[tuple[Loaded
 
 
 def _check_fits(network: LoadedNetwork, linears: dict[str, Linear]) -> None:
-    for (module, rows), factors in network.change.entries.items():
-        linear = linears.get(module)
-        if linear is None:
-            raise NetworkFileError(f"{network.path}: the model has no {module}; the network is for a deeper FLUX")
-        out_features, in_features = factors.shape
-        if rows[1] > linear.out_features or (in_features not in (0, linear.in_features)):
-            hint = ""
-            if module == "img_in":
-                hint = f": it was trained on a model with {in_features} input channels, not on FLUX.1 Fill"
-            raise NetworkFileError(
-                f"{network.path}: {module} is {out_features} x {in_features} at rows {rows[0]}..{rows[1]}, but the"
-                f" model's is {linear.out_features} x {linear.in_features}{hint}"
-            )
+    sizes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    require_fit(network.path, network.change, sizes)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ _THUMBNAIL_SIDE = 384
 _MINIMAL = (
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
     "influx_modes", "influx_mode", "influx_edit_mask_value", "influx_train_guidance", "influx_sample_guidance",
-    "influx_resolution", "influx_trained_alpha", "influx_t5xxl_max_token_length", "modelspec.architecture",
+    "influx_resolution", "influx_trained_scale", "influx_t5xxl_max_token_length", "modelspec.architecture",
     "modelspec.sai_model_spec", "modelspec.implementation",
 )  # fmt: skip
 
@@ -31,8 +31,10 @@ class Description:
     """Everything a file says about the run that made it. Paths are file names only; no secret ever gets here.
 
     modes: the conditioning modes it was trained in. resolution: (width, height) of the largest training size.
-    trained_alphas: alpha each module was trained with; the file's own alpha is its rank.
+    trained_scales: scale (alpha / rank, or with rsLoRA alpha / sqrt(rank)) each module was trained at; the file's own
+    is 1, whatever rank the module has there.
     edits_regions: whether edit mode was trained with masks, so that only a region changes.
+    trains_text_encoder: whether CLIP-L's part has to be loaded as well.
     prompt, sample_steps: what the workflow beside the file begins with.
     extra: further `ss_*` fields as plain values.
     """
@@ -47,7 +49,7 @@ class Description:
     network_module: str = "networks.lora_flux"
     network_dim: int | None = None
     network_args: Mapping[str, object] = field(default_factory=dict)
-    trained_alphas: Mapping[str, float] = field(default_factory=dict)
+    trained_scales: Mapping[str, float] = field(default_factory=dict)
     base_model: str = "FLUX.1-Fill-dev"
     resolved_toml: str = ""
     started_at: float | None = None
@@ -64,6 +66,7 @@ class Description:
     comment: str | None = None
     thumbnail: str | None = None
     edits_regions: bool = False
+    trains_text_encoder: bool = False
     prompt: str | None = None
     sample_steps: int | None = None
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -165,27 +168,35 @@ def _influx(description: Description) -> dict[str, object]:
         "influx_sample_guidance": description.sample_guidance,
         "influx_resolution": None if size is None else f"{size[0]}x{size[1]}",
         "influx_t5xxl_max_token_length": description.t5xxl_max_token_length,
-        "influx_trained_alpha": compact_alphas(description.trained_alphas) or None,
+        "influx_trained_scale": compact(description.trained_scales) or None,
         "influx_config": description.resolved_toml or None,
     }
 
 
-def compact_alphas(alphas: Mapping[str, float]) -> dict[str, float]:
-    """Alphas by module with the commonest one said once, under ""."""
-    if not alphas:
+def compact(values: Mapping[str, float]) -> dict[str, float]:
+    """Numbers by module with the commonest one said once, under ""."""
+    if not values:
         return {}
-    values = list(alphas.values())
-    common = max(set(values), key=values.count)
-    return {"": common, **{module: alpha for module, alpha in alphas.items() if alpha != common}}
+    numbers = list(values.values())
+    common = max(set(numbers), key=numbers.count)
+    return {"": common, **{module: value for module, value in values.items() if value != common}}
 
 
-def trained_alpha(metadata: Mapping[str, str], module: str) -> float | None:
-    """The alpha ``module`` was trained with, if the file says so."""
+def trained_scale(metadata: Mapping[str, str], module: str, rank: int) -> float | None:
+    """The scale ``module`` was trained at, if the file says so; older files say alpha, of the file's ``rank``."""
+    scale = _by_module(metadata, "influx_trained_scale", module)
+    if scale is not None:
+        return scale
+    alpha = _by_module(metadata, "influx_trained_alpha", module)
+    return None if alpha is None else alpha / rank
+
+
+def _by_module(metadata: Mapping[str, str], name: str, module: str) -> float | None:
     try:
-        alphas = json.loads(metadata.get("influx_trained_alpha", "{}"))
+        values = json.loads(metadata.get(name, "{}"))
     except json.JSONDecodeError:
         return None
-    value = alphas.get(module, alphas.get("")) if isinstance(alphas, dict) else None
+    value = values.get(module, values.get("")) if isinstance(values, dict) else None
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -162,11 +162,9 @@ class Network(nn.Module):
             logger.info("saved as LoRA: relative error %.2g on average, %.2g at worst (%s)", mean, errors[worst], worst)
         return change
 
-    def trained_alphas(self) -> dict[str, float]:
-        """The alpha each adapter trained with (scale x rank), which files fold into the factors."""
-        return {
-            path: adapter.scale * adapter.rank for path, adapter in self.by_path.items() if hasattr(adapter, "scale")
-        }
+    def trained_scales(self) -> dict[str, float]:
+        """The scale each adapter trains at, which files fold into the factors."""
+        return {path: adapter.scale for path, adapter in self.by_path.items() if hasattr(adapter, "scale")}
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a continued run needs, by "module path:tensor"."""

@@ -1,6 +1,8 @@
 """What can be done to networks outside training: resize, add up, turn into a LoRA, extract from two checkpoints."""
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -9,8 +11,16 @@ from library.errors import NetworkFileError
 from library.models.checkpoint_file import TransformerFile
 from library.networks import factors as arithmetic
 from library.networks import parts
-from library.networks.change import Change, fused
+from library.networks.change import Change
 from library.networks.factors import Factors
+from library.networks.forms import fused
+from library.networks.loading import LoadedNetwork
+from library.networks.metadata import compact, trained_scale
+
+_AGREED = (
+    "influx_edit_mask_value", "influx_train_guidance", "influx_sample_guidance", "influx_resolution",
+    "influx_t5xxl_max_token_length",
+)  # fmt: skip
 
 
 def resized(change: Change, rank: int | None = None, energy: float | None = None) -> tuple[Change, dict[str, float]]:
@@ -32,7 +42,10 @@ def resized(change: Change, rank: int | None = None, energy: float | None = None
 def _as_lora(module: str, factors: Factors, rank: int | None, energy: float | None) -> tuple[Factors, float]:
     if factors.kind in ("glora", "oft") or factors.is_dora:
         what = "DoRA" if factors.is_dora else factors.kind
-        raise NetworkFileError(f"{module}: {what} changes the weight in proportion to it; give the base checkpoint too")
+        raise NetworkFileError(
+            f"{module}: {what} changes the weight in proportion to it, so the base checkpoint is needed: make a LoRA of"
+            " the file first, with python -m tools.convert_lora IN OUT --rank 32 --base CHECKPOINT"
+        )
     return arithmetic.as_lora(factors.to(torch.float32), rank, energy)
 
 
@@ -46,6 +59,56 @@ def with_base(change: Change, base: TransformerFile) -> Change:
             factors = Factors("full", {"diff": factors.to(torch.float32).delta(weight)})
         made.entries[(module, rows)] = factors
     return made
+
+
+def without_text(change: Change) -> Change:
+    """The same network without its part for CLIP-L."""
+    return replace(change, text={})
+
+
+def carried(network: LoadedNetwork, change: Change) -> dict[str, str]:
+    """What the file says about itself, as far as it is true of the ``change`` that was made of it."""
+    metadata = dict(network.metadata)
+    before, after = _kinds(network.change), _kinds(change)
+    alphas = metadata.pop("influx_trained_alpha", None)
+    if before != after:  # another algorithm: neither its arguments nor the scale it was trained at mean anything here
+        for name in ("ss_network_args", "influx_trained_scale"):
+            metadata.pop(name, None)
+        if after <= {"lora", "full"}:
+            metadata["ss_network_module"] = "networks.lora_flux"
+    elif alphas is not None and "influx_trained_scale" not in metadata:
+        scales = {
+            module: trained_scale(network.metadata, module, max(factors.rank for _, factors in pieces))
+            for module, pieces in network.change.by_module().items()
+        }
+        metadata["influx_trained_scale"] = json.dumps(compact({name: by for name, by in scales.items() if by}))
+    return metadata
+
+
+def _kinds(change: Change) -> set[str]:
+    """The algorithms on the transformer; x_embedder's exact factorisation goes with every one."""
+    return {factors.kind for (module, _), factors in change.entries.items() if module != "img_in"}
+
+
+def agreed(networks: Sequence[LoadedNetwork]) -> tuple[dict[str, str], list[str]]:
+    """InFlux's fields for a network that is several added up: (metadata, lines on what they disagree about).
+
+    It is one for every mode that any of them was trained in; what they say differently is not written.
+    """
+    if len(networks) == 1:
+        return {name: text for name, text in networks[0].metadata.items() if name.startswith("influx_")}, []
+    modes = list(dict.fromkeys(mode for network in networks for mode in network.guide.modes))
+    metadata = {"influx_modes": json.dumps(modes)} if modes else {}
+    if len(modes) == 1:
+        metadata["influx_mode"] = modes[0]
+    notes = []
+    for name in _AGREED:
+        said = list(dict.fromkeys(network.metadata[name] for network in networks if name in network.metadata))
+        if len(said) == 1:
+            metadata[name] = said[0]
+        elif said:
+            notes.append(f"{name} differs ({', '.join(said)}) and is left out: say it to inference yourself")
+    return metadata, notes
 
 
 def added(networks: Sequence[tuple[Change, float]]) -> Change:

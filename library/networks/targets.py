@@ -61,21 +61,22 @@ class Target:
 
 @dataclass(frozen=True)
 class Inherited:
-    """What a file to start from says: ranks and (alpha, its rank) by module, and the parts it changes (None: any)."""
+    """What a file to start from says: ranks and scales by module (CLIP-L's too), the parts it changes (None: any)."""
 
     ranks: dict[str, int]
-    alphas: dict[str, tuple[float, int]]
+    scales: dict[str, float]
     parts: frozenset[Part] | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a configuration trains on the transformer."""
+    """Everything a configuration trains. x_embedder: its (out, in) if it is trained in full; text: CLIP-L's linears."""
 
     settings: Settings
     targets: tuple[Target, ...]
-    x_embedder: bool = False
+    x_embedder: tuple[int, int] | None = None
     x_embedder_bias: bool = False
+    text: tuple[Target, ...] = ()
 
 
 def plan(
@@ -101,7 +102,8 @@ def plan(
     targets = _targets(table, settings, chosen, linears, inherited)
     if not targets and not table.train_x_embedder:
         raise ConfigError("the configuration trains no module at all: see network_targets and the block indices")
-    return Plan(settings, targets, table.train_x_embedder, table.train_x_embedder_bias)
+    x_embedder = linears[X_EMBEDDER] if table.train_x_embedder else None
+    return Plan(settings, targets, x_embedder, table.train_x_embedder_bias)
 
 
 def _chosen(table: NetworkTable, settings: Settings, everything: list[Part]) -> list[Part]:
@@ -276,8 +278,8 @@ def _targets(
         if rank == 0:
             continue
         alpha = _first_match(alphas, members)
-        if alpha is None and module in inherited.alphas:
-            alpha = inherited.alphas[module][0] * rank / inherited.alphas[module][1]
+        if alpha is None and module in inherited.scales:
+            alpha = settings.alpha_of(rank, inherited.scales[module])
         alpha = (settings.alpha if rank == settings.rank else None) if alpha is None else alpha
         alpha = _alpha_for(settings, rank) if alpha is None else alpha
         out_features, in_features = linears[module]

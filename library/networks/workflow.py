@@ -58,7 +58,12 @@ class _Start:
         base = graph.add("UNETLoader", unet_name=BASE, weight_dtype="default")
         clip = graph.add("DualCLIPLoader", clip_name1=CLIP, clip_name2=T5, type="flux", device="default")
         self.vae = graph.add("VAELoader", vae_name=VAE)[0]
-        self.model = graph.add("LoraLoaderModelOnly", model=base[0], lora_name=network, strength_model=1.0)[0]
+        if description.trains_text_encoder:
+            self.model, *clip = graph.add(
+                "LoraLoader", model=base[0], clip=clip[0], lora_name=network, strength_model=1.0, strength_clip=1.0
+            )
+        else:
+            self.model = graph.add("LoraLoaderModelOnly", model=base[0], lora_name=network, strength_model=1.0)[0]
         prompt = description.prompt or ", ".join(description.trigger_words)
         text = graph.add("CLIPTextEncode", text=prompt, clip=clip[0])
         guidance = 30.0 if description.sample_guidance is None else description.sample_guidance

@@ -10,16 +10,14 @@ from library.networks.clip import Together
 from library.networks.file import DTYPES
 from library.networks.metadata import Description, now, thumbnail
 from library.networks.network import Network
+from library.networks.outline import saved_as
+from library.training.facts import DataFacts
 from library.training.progress import Progress
 
 
 def file_dtype(run: Run, mixed_precision: str) -> torch.dtype:
-    """save_precision, else the precision of the training's arithmetic: bits beyond it would be noise."""
-    if run.saving.upcast_before_saving:
-        return torch.float32
-    if run.saving.save_precision is not None:
-        return DTYPES[run.saving.save_precision]
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]
+    """The precision that networks are saved in."""
+    return DTYPES[saved_as(run.saving, mixed_precision)]
 
 
 def picture_size(bucket: tuple[int, int], modes: tuple[str, ...]) -> tuple[int, int]:
@@ -33,28 +31,25 @@ def describe_run(
     network: Network | Together,
     progress: Progress,
     seed: int,
-    num_items: int,
     started: float,
-    size: tuple[int, int] | None,
+    facts: DataFacts,
+    rank: int | None,
 ) -> Description:
-    """The metadata of a network saved now. `size`: width and height of the largest bucket."""
-    subsets = [subset for dataset in run.datasets for subset in dataset.subsets]
-    modes = tuple(dict.fromkeys(subset.mode for subset in subsets))
-    edits = [subset.edit_mask_value for subset in subsets if subset.mode == "edit"]
+    """The metadata of a network saved now. rank: the commonest in the file."""
     saving, defaults = run.saving, base.defaults
     guidance = run.sampling.sample_guidance_scale
     return Description(
         output_name=saving.output_name,
-        modes=modes,
-        edit_mask_value=edits[0] if edits else None,
+        modes=facts.modes,
+        edit_mask_value=facts.edit_mask_values[0] if facts.edit_mask_values else None,
         train_guidance=run.training.guidance_scale,
         sample_guidance=defaults.sample_guidance_scale if guidance is None else guidance,
-        resolution=None if size is None else picture_size(size, modes),
+        resolution=None if facts.largest is None else picture_size(facts.largest, facts.modes),
         t5xxl_max_token_length=run.cache.t5xxl_max_token_length or defaults.t5xxl_max_token_length,
         network_module=network.module_name,
-        network_dim=run.network.network_dim,
+        network_dim=rank,
         network_args={name: value for name, _, value in (pair.partition("=") for pair in run.network.network_args)},
-        trained_alphas=network.trained_alphas(),
+        trained_scales=network.trained_scales(),
         base_model=base.name.replace("\\", "/").rstrip("/").rpartition("/")[2],
         resolved_toml=metadata_toml(run),
         started_at=started,
@@ -70,14 +65,15 @@ def describe_run(
         trigger_words=saving.trigger_words,
         comment=saving.training_comment,
         thumbnail=None if saving.metadata_thumbnail is None else thumbnail(saving.metadata_thumbnail),
-        edits_regions=any(subset.mode == "edit" and subset.mask_dir is not None for subset in subsets),
-        prompt=next(iter(run.sampling.validation_prompt), None),
+        trains_text_encoder=run.network.train_text_encoder,
+        edits_regions=facts.edits_regions,
+        prompt=facts.prompt,
         sample_steps=run.sampling.sample_steps or defaults.sample_steps,
-        extra=_kohya_fields(run, num_items),
+        extra={**_kohya_fields(run), **facts.kohya},
     )
 
 
-def _kohya_fields(run: Run, num_items: int) -> dict[str, object]:
+def _kohya_fields(run: Run) -> dict[str, object]:
     """Further `ss_*` fields that kohya's tools show."""
     optimizer, training, network = run.optimizer, run.training, run.network
     return {
@@ -89,7 +85,6 @@ def _kohya_fields(run: Run, num_items: int) -> dict[str, object]:
         "ss_lr_warmup_steps": optimizer.lr_warmup_steps,
         "ss_max_grad_norm": optimizer.max_grad_norm,
         "ss_max_train_steps": training.max_train_steps,
-        "ss_num_train_images": num_items,
         "ss_gradient_checkpointing": run.memory.gradient_checkpointing,
         "ss_gradient_accumulation_steps": training.gradient_accumulation_steps,
         "ss_mixed_precision": training.mixed_precision,

@@ -8,14 +8,16 @@ import torch
 from library.config import resolved
 from library.models.flux import FluxTransformer
 from library.networks.metadata import now
+from library.networks.size import file_rank
 from library.previews import PreviewSettings
 from library.training import trackers
 from library.training.conduct import Conduct
 from library.training.description import describe_run, file_dtype
-from library.training.facts import bucket_counts, dataset_facts
+from library.training.facts import bucket_counts, data_facts, dataset_facts
 from library.training.keeper import Keeper
 from library.training.logbook import Logbook
 from library.training.loop import Trainer
+from library.training.outlook import outlook
 from library.training.pictures import Painter
 from library.training.site import Site
 from library.training.validation import measure
@@ -40,7 +42,7 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
         run,
         folder,
         trained,
-        _keeper(site, trainer, max(buckets, key=lambda size: size[0] * size[1])),
+        _keeper(site, trainer),
         logbook,
         num_steps,
         dataset_facts(site.dataset, buckets),
@@ -58,11 +60,18 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
     )
 
 
-def _keeper(site: Site, trainer: Trainer, largest: tuple[int, int]) -> Keeper:
-    run, trained = site.run, trainer.trained
+def _keeper(site: Site, trainer: Trainer) -> Keeper:
+    run, trained, facts = site.run, trainer.trained, data_facts(site.dataset)
+    if len(facts.edit_mask_values) > 1:
+        values = ", ".join(f"{value:g}" for value in facts.edit_mask_values)
+        log.warning(
+            "edit_mask_value is %s in different subsets; the network's file says %g, the commonest, and inference obeys"
+            " it: use --edit_mask_value there for the others",
+            values, facts.edit_mask_values[0],
+        )  # fmt: skip
     describe = partial(
-        describe_run, run, site.base, trained.network, trained.progress, site.start.seed, len(site.dataset.items),
-        now(), largest,
+        describe_run, run, site.base, trained.network, trained.progress, site.start.seed, now(), facts,
+        file_rank(outlook(run, site.base).plan),
     )  # fmt: skip
     progress = trained.progress
     return Keeper(

@@ -15,6 +15,7 @@ from library.errors import OutOfMemory, Stopped
 from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
+from library.models.base import Base
 from library.training import assemble, hub, processes, rates, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
@@ -22,6 +23,7 @@ from library.training.loop import Trainer
 from library.training.objective import Objective
 from library.training.optimizers import OptimizerChoice
 from library.training.out_of_memory import BETWEEN_STEPS, Moment, advice, is_out_of_memory
+from library.training.outlook import outlook
 from library.training.prediction import Predictor
 from library.training.probing import Probe
 from library.training.publish import publish
@@ -36,6 +38,7 @@ def train(run: Run) -> int:
     trackers.wanted(run.logging.report_to)
     assemble.schedule_arguments(run.optimizer)
     hub.check(run.saving, run.saving.output_dir)
+    outlook(run, Base.open(run.model))
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32
@@ -96,12 +99,15 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             conduct.begin()
-    steps = trainer.steps()
+    steps, begun = trainer.steps(), False
     while True:
         with _explained(site, trainer, conduct):
             result = next(steps, None)
         if result is None:
             return True
+        if site.output is not None and not begun:
+            site.output.has_begun()
+        begun = True
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
@@ -187,7 +193,8 @@ def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     record = site.output.record()
     assert record is not None
     progress = conduct.trained.progress
-    site.output.write_record(replace(record, finished_steps=progress.step, finished_epochs=progress.epoch))
+    finished_at = {"finished_steps": progress.step, "finished_epochs": progress.epoch, "begun": True}
+    site.output.write_record(replace(record, **finished_at))
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from library.config.tables import SavingTable
+from library.errors import UserError
 from library.networks.file import save_network
 from library.networks.metadata import Description
 from library.networks.workflow import write_workflows
@@ -61,13 +62,36 @@ class Keeper:
     segments: Callable[[], list]
 
     def network(self, stem: str) -> list[Path]:
-        """Save the network, and its average beside it if there is one; returns the files."""
-        with on_view(self.trained, average=False):
-            written = self._file(stem)
-        if self.trained.ema is not None:
-            with on_view(self.trained):
-                written += self._file(f"{stem}-ema")
+        """Save the network, and its average beside it if there is one; returns the files.
+
+        Whatever goes wrong, the step is kept: its state is saved before the error goes on.
+        """
+        try:
+            with on_view(self.trained, average=False):
+                written = self._file(stem)
+            if self.trained.ema is not None:
+                with on_view(self.trained):
+                    written += self._file(f"{stem}-ema")
+        except Exception:
+            self._rescue()
+            raise
         return written
+
+    def _rescue(self) -> None:
+        """Save the state of a step whose network could not be saved; an error here must not hide that one."""
+        stem = saving.step_stem(self.table.output_name, self.trained.progress.step)
+        if not self._is_sound() or (self.folder / f"{stem}{saving.STATE_SUFFIX}").exists():
+            return
+        try:
+            kept = self.state(stem)
+        except (OSError, UserError, RuntimeError) as error:
+            log.error("the state cannot be saved either: %s", error)
+            return
+        log.error("the network cannot be saved; the state is (%s): mend what is said below, run again", kept)
+
+    def _is_sound(self) -> bool:
+        """Whether every weight is finite: a state that is not must not be taken for the newest good one."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.trained.network.trained())
 
     def _file(self, stem: str) -> list[Path]:
         path, description = self.folder / f"{stem}.safetensors", self.describe()
@@ -94,18 +118,22 @@ class Keeper:
         return folder
 
     def after_step(self, moment: Moment) -> None:
-        """Save what is due, then remove what is no longer kept: there is never less than before."""
+        """Save what is due, then remove what is no longer kept: there is never less than before.
+
+        The state comes first: it holds the network too, and no format can refuse it.
+        """
         plans = saving.due(self.table, self.table.output_name, moment)
         for plan in plans:
+            if plan.state and self._is_sound():
+                self.state(plan.stem or self.table.output_name)
             if plan.stem is not None:
                 self.network(plan.stem)
-            if plan.state:
-                self.state(plan.stem or self.table.output_name)
         if plans:
             saving.remove(saving.outdated(self.table, self.folder, self.table.output_name, moment))
 
     def interrupted(self) -> Path:
         """Save network and state of a run that has to stop now; returns the state's folder."""
         stem = saving.step_stem(self.table.output_name, self.trained.progress.step)
+        kept = self.state(stem)
         self.network(stem)
-        return self.state(stem)
+        return kept

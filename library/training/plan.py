@@ -9,9 +9,11 @@ from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
 from library.models.base import Base
-from library.models.keymap import linear_shapes
-from library.networks import plan as plan_network
+from library.networks import Plan
+from library.networks.shapes import factorized, trained, trained_of
+from library.networks.targets import Target
 from library.training import budget, saving
+from library.training.outlook import outlook
 from library.training.saving import Moment
 
 _SHOWN_SAVES = 4
@@ -19,8 +21,9 @@ _SHOWN_SAVES = 4
 
 def lines(run: Run) -> list[str]:
     """The plan, line by line. Raises CacheError if the cache is not up to date."""
-    listing = listed(run)
     base = Base.open(run.model)
+    ahead = outlook(run, base)
+    listing = listed(run)
     processes = budget.num_processes()
     per_epoch = batches_per_epoch(listing, processes)
     steps_per_epoch = -(-per_epoch // run.training.gradient_accumulation_steps)
@@ -31,6 +34,7 @@ def lines(run: Run) -> list[str]:
         f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
         *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base)),
         *save_lines(run, num_steps, steps_per_epoch),
+        *ahead.file_lines(),
         *preview_lines(run, listing, num_steps),
         *changed_lines(run),
     ]
@@ -100,16 +104,32 @@ def changed_lines(run: Run) -> list[str]:
 
 
 def module_lines(run: Run) -> list[str]:
-    """Every module that would be trained, with its rank, alpha and parameters."""
-    settled = plan_network(run.network, linear_shapes(Base.open(run.model).shape))
-    found, total = [], 0
-    for target in settled.targets:
-        count = target.rank * (target.in_features * len(target.groups) + target.trained_rows)
-        total += count
-        found.append(
-            f"{target.module:<40} {target.in_features} -> {target.trained_rows}  rank {target.rank}, "
-            f"alpha {target.alpha:g}, {count} parameters"
-        )
-    if settled.x_embedder:
-        found.append("img_in (x_embedder)                      in full")
-    return [*found, f"{len(found)} modules; {total} parameters in low rank, {4 * total / 1e6:.1f} MB in fp32"]
+    """Every module that would be trained, with its rank, alpha and parameters; then the files."""
+    ahead = outlook(run, Base.open(run.model))
+    settled = ahead.plan
+    found = [
+        _module_line(target.module, target, _size_words(settled, target), trained_of(settled.settings, target))
+        for target in settled.targets
+    ]
+    if settled.x_embedder is not None:
+        out_features, in_features = settled.x_embedder
+        count = out_features * (in_features + settled.x_embedder_bias)
+        found.append(f"{'img_in (x_embedder)':<40} {in_features} -> {out_features}  in full, {count} parameters")
+    for target in settled.text:
+        words = f"rank {target.rank}, alpha {target.alpha:g}"
+        count = target.rank * (target.in_features + target.out_features)
+        found.append(_module_line(f"CLIP-L {target.module}", target, words, count))
+    return [*found, f"{len(found)} modules; {trained(settled)} trained parameters", *ahead.file_lines()]
+
+
+def _module_line(name: str, target: Target, words: str, count: int) -> str:
+    return f"{name:<40} {target.in_features} -> {target.trained_rows}  {words}, {count} parameters"
+
+
+def _size_words(settled: Plan, target: Target) -> str:
+    kind = settled.settings.kind
+    if kind == "full":
+        return "in full"
+    if kind == "diag-oft":
+        return f"blocks of {factorized(target.out_features, target.rank)[0]}"
+    return f"rank {target.rank}, alpha {target.alpha:g}"

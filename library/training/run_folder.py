@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,13 +24,14 @@ LOCK, OWNER, RECORD = ".influx.lock", ".influx.owner.json", "run.json"
 
 @dataclass(frozen=True)
 class Record:
-    """run.json: which run the folder holds and how far it got."""
+    """run.json: which run the folder holds and how far it got. ``begun``: it has finished a step."""
 
     identity: dict[str, object]
     seed: int
     finished_steps: int | None = None
     finished_epochs: int | None = None
     started: str = ""
+    begun: bool = True
 
 
 def fresh_folder(output_dir: Path, output_name: str) -> Path:
@@ -87,6 +88,7 @@ class RunFolder:
                 values["finished_steps"],
                 values["finished_epochs"],
                 values["started"],
+                values.get("begun", True),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}); use --fresh to start a new run beside it") from error
@@ -94,6 +96,12 @@ class RunFolder:
     def write_record(self, record: Record) -> None:
         """Write run.json."""
         atomic_write(self.path / RECORD, json.dumps(vars(record), indent=1, ensure_ascii=False))
+
+    def has_begun(self) -> None:
+        """Note that the run has finished a step: from now on the folder is its own."""
+        record = self.record()
+        if record is not None and not record.begun:
+            self.write_record(replace(record, begun=True))
 
     def refuse_strangers(self, record: Record | None, identity: dict[str, object]) -> None:
         """Raises ConfigError if the folder holds another run, or files that a new run would overwrite."""
@@ -129,4 +137,4 @@ def _owner(folder: Path) -> str:
 
 def new_record(identity: dict[str, object], seed: int) -> Record:
     """The record of a run that starts now."""
-    return Record(identity, seed, started=_self()["started"])
+    return Record(identity, seed, started=_self()["started"], begun=False)

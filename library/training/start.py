@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from library.config import resolved
+from library.config.resolved import differences
 from library.config.run import Run
 from library.data.cached import CachedDataset
 from library.files import atomic_write
@@ -39,6 +40,9 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
     """Look at what the folder holds. Raises ConfigError if it holds something else."""
     record = output.record()
     identity = {**resolved.identity(run), "data": data_identity(dataset), "base": base_identity(base)}
+    if record is not None and not record.begun and differences(record.identity, identity):
+        log.info("%s held a run that had finished no step: this one takes its place", output.path)
+        record = None
     output.refuse_strangers(record, identity)
     found = _state_folder(run, output.path, record)
     scalars = None if found is None else state.read_scalars(found)

@@ -217,8 +217,9 @@ def test_the_check_predicts_what_comfyui_leaves_unread(comfy, base, tmp_path, ho
 
 
 def test_text_encoder_keys_are_comfyuis(comfy, tmp_path) -> None:
-    from library.networks.change import Change, kohya_tensors, peft_tensors
+    from library.networks.change import Change
     from library.networks.factors import lora
+    from library.networks.forms import kohya_tensors, peft_tensors
 
     names = [f"encoder.layers.{i}.self_attn.{n}_proj" for i in range(2) for n in ("q", "k", "v", "out")]
     change = Change(text={name: lora(torch.randn(2, 32), torch.randn(32, 2)) for name in names})

@@ -12,6 +12,9 @@ from library.networks.arguments import resolve
 from library.networks.file import layouts, save_network
 from library.networks.loading import load_network, merge_networks
 from library.networks.metadata import Description
+from library.networks.prospect import look_ahead
+from library.networks.shapes import trained
+from library.networks.size import file_sizes
 from tests.networks.support import both, inputs, network_on, relative
 
 EXTRA = {
@@ -125,6 +128,42 @@ def test_names_are_those_that_programs_load(model, tmp_path, table: dict, layout
     if not lora_like:
         with pytest.raises(NetworkFileError, match="convert to LoRA"):
             layouts(tmp_path / "n.safetensors", change, "diffusers", torch.float32)
+
+
+FORMS: tuple[dict, ...] = (
+    {}, {"network_targets": "reference"}, {"network_targets": "all-linear"}, {"train_x_embedder": True},
+    {"network_init": "pissa"},
+)  # fmt: skip
+
+
+@every
+def test_sizes_are_counted_as_built_and_written(model, tmp_path, table: dict, layout: str) -> None:
+    """Parameters and files, before anything is built: the same numbers, and the same refusals, as after training."""
+    linears = {name: (linear.out_features, linear.in_features) for name, linear in model.linears().items()}
+    seen = 0
+    for more in FORMS:
+        settled = NetworkTable(network_layout=layout, **table, **more)
+        try:
+            network = network_on(model, network_layout=layout, **table, **more)
+        except ConfigError:
+            with pytest.raises(ConfigError):
+                look_ahead(settled, linears)
+            continue
+        plan, change = look_ahead(settled, linears), network.export()
+        network.detach()
+        assert trained(plan) == sum(parameter.numel() for parameter in network.trained())
+        for format in ("kohya", "diffusers", "both"):
+            try:
+                written = layouts(tmp_path / "n.safetensors", change, format, torch.bfloat16)
+            except NetworkFileError as error:
+                with pytest.raises(NetworkFileError) as refused:
+                    file_sizes(plan, format, 2)
+                assert str(refused.value) == str(error)
+                continue
+            sizes = [sum(t.numel() * t.element_size() for t in tensors.values()) for _, tensors in written]
+            assert [size for _, size in file_sizes(plan, format, 2)] == sizes, (more, format)
+            seen += 1
+    assert seen >= 3
 
 
 @every

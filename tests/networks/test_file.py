@@ -22,7 +22,7 @@ from library.networks.change import Change
 from library.networks.factors import exact_lora, lora
 from library.networks.file import layouts, save_network, write_network
 from library.networks.loading import load_network
-from library.networks.metadata import TIME_FIELDS, Description, describe, guide, thumbnail, trained_alpha
+from library.networks.metadata import TIME_FIELDS, Description, describe, guide, thumbnail, trained_scale
 from tests.networks.support import both, diffusers_output, inputs, network_on, relative
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,14 +258,15 @@ def test_guide_of_a_foreign_file_is_empty() -> None:
     assert said == guide({})
 
 
-def test_trained_alphas_are_kept(tmp_path) -> None:
+def test_trained_scales_are_kept(tmp_path) -> None:
     ours, _ = both(tmp_path / "base")
     network = network_on(ours, network_dim=4, network_alpha=8.0, network_reg_alphas=("linear2=3",))
-    alphas = network.trained_alphas()
-    metadata = describe(Description("x", trained_alphas=alphas))
-    for module, alpha in alphas.items():
-        assert trained_alpha(metadata, module) == alpha == (3 if "linear2" in module else 8)
-    assert trained_alpha({}, "linear2") is None
+    scales = network.trained_scales()
+    metadata = describe(Description("x", trained_scales=scales))
+    for module, scale in scales.items():
+        assert trained_scale(metadata, module, 1) == scale == (0.75 if "linear2" in module else 2.0)
+    assert trained_scale({"influx_trained_alpha": '{"": 8, "linear2": 3}'}, "linear2", 4) == 0.75
+    assert trained_scale({}, "linear2", 4) is None
 
 
 def test_nothing_non_finite_is_written(tmp_path) -> None:

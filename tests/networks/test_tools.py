@@ -2,10 +2,11 @@
 
 import contextlib
 import io
+import json
 import runpy
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from library.config.tables.network import NetworkTable
 from library.errors import ModelError, NetworkFileError
 from library.models.checkpoint_file import TransformerFile
 from library.models.load import load_transformer
-from library.networks import acceptance, surgery
+from library.networks import acceptance, build, surgery
 from library.networks.baking import bake
+from library.networks.change import Change
 from library.networks.file import save_network
 from library.networks.loading import LoadedNetwork, apply_networks, load_network, merge_networks
-from library.networks.metadata import Description
+from library.networks.metadata import Description, trained_scale
 from tests.networks.comfy_process import write_bfl_checkpoint
 from tests.networks.support import both, inputs, network_on, relative
 
@@ -268,3 +271,139 @@ def test_fates_of_a_trained_x_embedder(tmp_path, model, program: str, lost: int)
     for other in ("ComfyUI", "Forge", "diffusers", "Nunchaku"):
         assert acceptance.fates(second).loaded_whole(other), other
     assert not acceptance.fates(second).loaded_whole("kohya")
+
+
+def with_text(path: Path, network: LoadedNetwork) -> Path:
+    """A copy of the network's file that trains a module of CLIP-L too."""
+    tensors = load_file(network.path)
+    stem = "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"
+    tensors |= {f"{stem}.lora_down.weight": torch.ones(2, 8), f"{stem}.lora_up.weight": torch.ones(8, 2)}
+    save_file(tensors | {f"{stem}.alpha": torch.tensor(2.0)}, path)
+    return path
+
+
+def test_clip_is_not_lost_in_a_merge(tmp_path, folder, model) -> None:
+    """A checkpoint of the transformer cannot hold it: refused, with the tool that leaves it out, which does."""
+    _, network = saved(tmp_path / "n.safetensors", model)
+    both_parts = with_text(tmp_path / "both.safetensors", network)
+    done = tool("merge_lora", tmp_path / "merged", f"{both_parts}=1.0", "--base", folder)
+    assert done.returncode == 2 and "CLIP-L" in done.stderr and "--without_text_encoder" in done.stderr
+    assert not (tmp_path / "merged").exists()
+    done = tool("convert_lora", both_parts, tmp_path / "alone.safetensors", "--without_text_encoder")
+    assert done.returncode == 0, done.stderr
+    assert load_network(tmp_path / "alone.safetensors").change.text == {}
+    assert tool("merge_lora", tmp_path / "merged", tmp_path / "alone.safetensors", "--base", folder).returncode == 0
+
+
+@pytest.mark.parametrize("layout", ["bfl", "diffusers"])
+def test_changes_of_biases_are_merged_too(tmp_path, folder, model, layout: str) -> None:
+    """Of whole modules, of parts of fused ones, and with the halves that diffusers exchanges."""
+    names = ("img_in", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "final_layer.adaLN_modulation.1")
+    draw = torch.Generator().manual_seed(2)
+    biases = {name: torch.randn(model.get_submodule(name).out_features, generator=draw) for name in names}
+    change = Change(biases=biases)
+    base = stored(tmp_path, folder, model, layout, torch.float32)
+    target = tmp_path / ("merged" if base.is_dir() else "merged.safetensors")
+    bake(base, target, [(change, 0.5)])
+    merged = load_transformer(TransformerFile.open(target)).state_dict()
+    for name, tensor in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        expected = tensor + 0.5 * biases[module] if leaf == "bias" and module in biases else tensor
+        torch.testing.assert_close(merged[name], expected, msg=name)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_biases_come_back_from_every_spelling(tmp_path, model, format: str) -> None:
+    """Rows, halves and scale: parts of a fused module, lora_B.bias, the exchanged module."""
+    names = ("double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "final_layer.adaLN_modulation.1")
+    draw = torch.Generator().manual_seed(2)
+    biases = {name: torch.randn(model.get_submodule(name).out_features, generator=draw) for name in names}
+    (written,) = save_network(
+        tmp_path / "b.safetensors", Change(biases=biases), Description("b"), format=format, dtype=torch.float32
+    )
+    found = load_network(written).change.biases
+    assert found.keys() == biases.keys()
+    for name, bias in biases.items():
+        torch.testing.assert_close(found[name], bias, msg=name)
+    stem = "transformer.transformer_blocks.0.attn.to_k"
+    save_file(
+        {
+            f"{stem}.lora_A.weight": torch.ones(2, 32), f"{stem}.lora_B.weight": torch.ones(32, 2),
+            f"{stem}.lora_B.bias": torch.ones(32), f"{stem}.alpha": torch.tensor(1.0),
+        },
+        tmp_path / "peft.safetensors",
+    )  # fmt: skip
+    (bias,) = load_network(tmp_path / "peft.safetensors").change.biases.values()
+    assert bias.tolist() == [0.0] * 32 + [0.5] * 32 + [0.0] * 32
+
+
+def test_options_that_cannot_act_beside_a_base_are_refused(tmp_path, folder, model) -> None:
+    saved(tmp_path / "n.safetensors", model)
+    for more in (("--rank", 3), ("--format", "both"), ("--precision", "bf16"), ("--energy", 0.9)):
+        done = tool("merge_lora", tmp_path / "m", f"{tmp_path}/n.safetensors=1", "--base", folder, *more)
+        assert done.returncode == 2 and more[0] in done.stderr, more
+        assert not (tmp_path / "m").exists()
+
+
+def said(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def described(path: Path, model, description: Description, **table) -> Path:
+    network = network_on(model, **table)
+    filled = replace(description, trained_scales=network.trained_scales(), network_module=network.module_name)
+    save_network(path, network.export(), filled, dtype=torch.float32)
+    network.detach()
+    return path
+
+
+def test_a_smaller_network_keeps_its_scale_and_another_kind_does_not(tmp_path, model) -> None:
+    """A run that starts from the file takes the steps of the run that made it: alpha would mean another scale."""
+    arguments = {"algo": "lokr", "factor": 4}
+    source = described(tmp_path / "a.safetensors", model, Description("a"), network_dim=8, network_alpha=4.0)
+    for name, more in (("convert_lora", ()), ("resize_lora", ())):
+        out = tmp_path / f"{name}.safetensors"
+        assert tool(name, source, out, "--rank", 2, *more).returncode == 0
+        start = NetworkTable(network_weights=out, dim_from_weights=True)
+        network = build(start, model)
+        assert {adapter.scale for adapter in network.by_path.values()} == {0.5}
+        assert (said(out)["ss_network_dim"], said(out)["ss_network_alpha"]) == ("2", "2")
+    old = load_file(source)
+    save_file(old, tmp_path / "old.safetensors", {"influx_trained_alpha": '{"": 4.0}'})
+    assert tool("convert_lora", tmp_path / "old.safetensors", tmp_path / "o2.safetensors", "--rank", 2).returncode == 0
+    assert trained_scale(said(tmp_path / "o2.safetensors"), "img_in", 2) == 0.5
+    lokr = described(
+        tmp_path / "l.safetensors", model, Description("l", network_args=arguments), network_module="lokr",
+        network_alpha=1.0,
+    )  # fmt: skip
+    assert said(lokr)["ss_network_module"] == "lycoris.kohya" and "influx_trained_scale" in said(lokr)
+    assert tool("convert_lora", lokr, tmp_path / "l2.safetensors", "--rank", 2).returncode == 0
+    now = said(tmp_path / "l2.safetensors")
+    assert now["ss_network_module"] == "networks.lora_flux"
+    assert "ss_network_args" not in now and "influx_trained_scale" not in now
+
+
+def test_a_merged_network_is_for_all_modes_of_its_parts(tmp_path, model) -> None:
+    common = {"sample_guidance": 30.0, "edit_mask_value": 1.0}
+    a = described(tmp_path / "a.safetensors", model, Description("a", modes=("edit",), resolution=(512, 512), **common))
+    b = described(tmp_path / "b.safetensors", model, Description("b", modes=("mask",), resolution=(768, 768), **common))
+    done = tool("merge_lora", tmp_path / "m.safetensors", a, b)
+    assert done.returncode == 0 and "influx_resolution differs" in done.stdout
+    metadata = said(tmp_path / "m.safetensors")
+    assert json.loads(metadata["influx_modes"]) == ["edit", "mask"] and "influx_mode" not in metadata
+    assert metadata["influx_sample_guidance"] == "30.0" and "influx_resolution" not in metadata
+    assert "influx_config" not in metadata
+
+
+def test_what_needs_the_base_is_made_smaller_with_it(tmp_path, folder, model) -> None:
+    expected, _ = saved(tmp_path / "g.safetensors", model, network_module="glora", network_dim=2)
+    for name, arguments in (("resize_lora", ("--rank", 4)), ("merge_lora", ())):
+        sources = [tmp_path / "g.safetensors", tmp_path / "out.safetensors"]
+        done = tool(name, *(sources if name == "resize_lora" else sources[::-1]), *arguments)
+        assert done.returncode == 2 and "tools.convert_lora IN OUT" in done.stderr and "--base" in done.stderr
+    more = ("--rank", 32, "--base", folder, "--precision", "fp32")
+    done = tool("resize_lora", tmp_path / "g.safetensors", tmp_path / "out.safetensors", *more)
+    assert done.returncode == 0, done.stderr
+    load_network(tmp_path / "out.safetensors").apply(model)
+    assert relative(model(**inputs()), expected) < 1e-4

@@ -22,7 +22,7 @@ def model(tmp_path):
 
 
 def save(path, network, format: str = "kohya"):
-    description = Description("net", trained_alphas=network.trained_alphas())
+    description = Description("net", trained_scales=network.trained_scales())
     return save_network(path, network.export(), description, format=format, dtype=torch.float32)
 
 
@@ -32,18 +32,18 @@ def started(model, path, **table):
     return network
 
 
-WARM = [(table, layout) for table, layout in LAYOUTS if not table.get("use_dora") and not table.get("use_rslora")]
+WARM = [(table, layout) for table, layout in LAYOUTS if not table.get("use_dora")]
 
 
 @pytest.mark.parametrize(("table", "layout"), WARM, ids=label)
 def test_round_trip_of_every_network(model, tmp_path, table: dict, layout: str) -> None:
     network = network_on(model, network_layout=layout, **table)
-    expected, scales = model(**inputs()), network.trained_alphas()
+    expected, scales = model(**inputs()), network.trained_scales()
     save(tmp_path / "net.safetensors", network)
     network.detach()
     again = started(model, tmp_path / "net.safetensors", network_layout=layout, **table)
     assert relative(model(**inputs()), expected) < 1e-5
-    assert again.trained_alphas() == scales
+    assert again.trained_scales() == scales
 
 
 @pytest.mark.parametrize("format", ["kohya", "diffusers"])
@@ -166,3 +166,57 @@ def test_base_weights_are_merged_into_the_base(tmp_path, precision: str | None) 
     plain = model(**inputs())
     network_on(model, randomised=False, **table)
     assert relative(model(**inputs()), output) < (1e-5 if precision is None else 0.5 * relative(plain, output))
+
+
+def test_a_continued_rslora_run_keeps_its_step(model, tmp_path) -> None:
+    """The scale is alpha / sqrt(rank): taken for alpha / rank it would grow by sqrt(rank)."""
+    network = network_on(model, network_dim=16, network_alpha=2.0, use_rslora=True)
+    save(tmp_path / "net.safetensors", network)
+    network.detach()
+    for more in ({"network_dim": 16}, {"dim_from_weights": True}, {"network_dim": 64}):
+        again = started(model, tmp_path / "net.safetensors", use_rslora=True, **more)
+        assert {adapter.scale for adapter in again.by_path.values()} == {0.5}, more
+        again.detach()
+
+
+def test_a_continued_pissa_run_keeps_its_scale(model, tmp_path) -> None:
+    """Its file has twice the rank, the start taken off again."""
+    network = network_on(model, network_dim=4, network_alpha=2.0, network_init="pissa")
+    save(tmp_path / "net.safetensors", network)
+    network.detach()
+    again = started(model, tmp_path / "net.safetensors", dim_from_weights=True)
+    assert {(adapter.rank, adapter.scale) for adapter in again.by_path.values()} == {(8, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"lora_layers": ("attn.to_q", "attn.add_q_proj")}, "to_k"),
+        ({}, "bias of img_in"),
+        ({"train_x_embedder": True}, "bias of img_in"),
+    ],
+)
+def test_nothing_of_a_file_is_left_out_silently(model, tmp_path, wanted: dict, says: str) -> None:
+    """Rows of a fused module that are not trained here, and biases."""
+    more = {} if "lora_layers" in wanted else {"train_x_embedder": True, "train_x_embedder_bias": True}
+    network = network_on(model, network_targets="attn", **more)
+    change = network.export()
+    network.detach()
+    if "lora_layers" in wanted:
+        for slot in [slot for slot in change.entries if not slot[0].endswith(("qkv", "linear1"))]:
+            change.entries.pop(slot)
+    elif not wanted:
+        change.entries = {slot: factors for slot, factors in change.entries.items() if slot[0] != "img_in"}
+    save_network(tmp_path / "net.safetensors", change, Description("net"), dtype=torch.float32)
+    with pytest.raises(ConfigError, match=says):
+        started(model, tmp_path / "net.safetensors", **{"network_targets": "attn", **wanted})
+
+
+def test_the_bias_of_x_embedder_is_taken_along(model, tmp_path) -> None:
+    table = {"train_x_embedder": True, "train_x_embedder_bias": True, "network_targets": "attn"}
+    network = network_on(model, **table)
+    expected = network.by_path["img_in"].bias_change.detach().clone()
+    save(tmp_path / "net.safetensors", network)
+    network.detach()
+    again = started(model, tmp_path / "net.safetensors", **table)
+    assert relative(again.by_path["img_in"].bias_change, expected) < 1e-6

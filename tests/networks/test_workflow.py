@@ -23,6 +23,7 @@ def graphs():
     yield "edit, black mask", graph_for("edit", "net.safetensors", described(edit_mask_value=0.0))
     for mode in MODES:
         yield mode, graph_for(mode, "net.safetensors", described())
+    yield "edit with CLIP-L", graph_for("edit", "net.safetensors", described(trains_text_encoder=True))
 
 
 def nodes_of(graph, kind: str) -> list[dict]:

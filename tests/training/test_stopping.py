@@ -180,3 +180,54 @@ def test_a_full_disk_ends_the_run_and_keeps_the_last_state(project, tmp_path):
     assert forked.finish(project, out, **options) == 0
     assert forked.finish(project, tmp_path / "whole", **options) == 0
     assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
+
+
+@pytest.mark.parametrize("options", [{}, {"save_every_n_steps": 2}, {"save_every_n_steps": 2, "save_state": False}])
+def test_a_network_that_cannot_be_saved_costs_no_step(project, tmp_path, monkeypatch, capsys, options):
+    """The state is there whatever refused the network; the same command, mended, ends as if nothing had happened."""
+    from library.errors import NetworkFileError
+    from library.training import keeper
+
+    def refused(*arguments, **more):
+        raise NetworkFileError("this format cannot carry it")
+
+    out, step = tmp_path / "out", options.get("save_every_n_steps", 3)
+    with monkeypatch.context() as broken:
+        broken.setattr(keeper, "save_network", refused)
+        assert project.train(**options) == 2
+    assert "cannot carry it" in capsys.readouterr().err
+    assert (out / f"net-step{step:08d}-state" / "manifest.json").exists()
+    assert project.train(**options) == 0
+    assert project.train(output_dir=tmp_path / "whole", **options) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
+
+
+def test_a_state_that_holds_nan_is_not_left_as_the_newest(project, tmp_path, monkeypatch):
+    """Weights that went bad are refused by the file; a state of them would be continued from."""
+    from library.training.loop import Trainer
+
+    original = Trainer.update
+
+    def spoilt(self, window, loss):
+        done = original(self, window, loss)
+        if self.trained.progress.step == 1:
+            self.parameters[0].data.fill_(float("nan"))
+        return done
+
+    monkeypatch.setattr(Trainer, "update", spoilt)
+    assert project.train(save_every_n_steps=1, max_train_steps=2) != 0
+    assert [path.name for path in (tmp_path / "out").glob("*-state")] == ["net-step00000001-state"]
+
+
+def test_a_run_that_finished_no_step_does_not_lock_its_folder(project, tmp_path, monkeypatch, capsys):
+    """What the advice after a failed first step says to change may be changed; after a step it may not."""
+
+    def full(*arguments, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as crowded:
+        crowded.setattr(objective.Objective, "losses", full)
+        assert project.train(network_dim=8) == 4
+    assert project.train(network_dim=4) == 0
+    assert project.train(network_dim=2) == 2
+    assert "network_dim: 4 -> 2" in capsys.readouterr().err

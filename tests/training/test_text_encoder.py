@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from library.config.tables import ModelTable
+from library.config.tables.network import NetworkTable
 from library.models.base import Base
-from library.networks.clip import attention_linears, merge_text
+from library.networks.clip import attention_linears, build_clip, merge_text
 from library.networks.loading import load_network
 from tests.training.project import Project
 from tests.training.test_run import PROBE, ROOT
@@ -96,3 +98,76 @@ def test_previews_use_the_trained_clip(cached, tmp_path):
 
     with Image.open(one) as a, Image.open(two) as b:
         assert ImageChops.difference(a.convert("RGB"), b.convert("RGB")).getbbox() is not None
+
+
+def products(path) -> dict[str, torch.Tensor]:
+    """CLIP's changes in a file, by module."""
+    return {module: factors.delta() for module, factors in load_network(path).change.text.items()}
+
+
+STILL = {"learning_rate": 1e-12, "text_encoder_lr": 1e-12, "max_train_steps": 1}
+
+
+@pytest.mark.parametrize("more", [{}, {"network_dim": 6}, {"dim_from_weights": True, "network_dim": 2}])
+def test_a_warm_start_takes_clip_along(project, tmp_path, more):
+    """Its change to CLIP-L is the file's, whatever the rank; so is the scale it goes on with."""
+    options = {**OPTIONS, "network_alpha": 2.0, "network_dim": 4}
+    assert project.train(output_dir=tmp_path / "first", **options) == 0
+    start = tmp_path / "first/net.safetensors"
+    assert project.train(output_dir=tmp_path / "second", network_weights=start, **{**OPTIONS, **STILL, **more}) == 0
+    before, after = products(start), products(tmp_path / "second/net.safetensors")
+    assert before.keys() == after.keys() and len(before) == 8
+    for module, delta in before.items():
+        assert delta.abs().max() > 0
+        torch.testing.assert_close(after[module], delta, rtol=1e-4, atol=1e-8, msg=module)
+    scales = [load_network(tmp_path / name / "net.safetensors").metadata["influx_trained_scale"] for name in
+              ("first", "second")]  # fmt: skip
+    assert scales[0] == scales[1] == '{"": 0.5}'
+
+
+def test_clips_part_is_never_dropped_without_a_word(project, tmp_path, capsys):
+    """A run that does not train CLIP-L refuses a file that does, as a start and as a part of the base."""
+    assert project.train(output_dir=tmp_path / "first", **OPTIONS) == 0
+    start = tmp_path / "first/net.safetensors"
+    for key in ("network_weights", "base_weights"):
+        for command in ({}, {"dry_run": True}):
+            assert project.train(output_dir=tmp_path / "second", **{key: start}, **command) == 2
+            error = capsys.readouterr().err
+            assert key in error and "CLIP-L (8 modules)" in error and "train_text_encoder = true" in error
+    assert project.train(output_dir=tmp_path / "third", network_weights=start, text_encoder_dim=2, **OPTIONS) == 2
+    assert "text_encoder_dim" in capsys.readouterr().err
+
+
+def test_base_weights_reach_clip(project, tmp_path):
+    """Where CLIP-L is trained, it starts from the merged one."""
+    assert project.train(output_dir=tmp_path / "first", **OPTIONS) == 0
+    file = tmp_path / "first/net.safetensors"
+    base = Base.open(ModelTable(pretrained_model_name_or_path=str(project.base)))
+    merged, plain = base.load_clip(), base.load_clip()
+    build_clip(NetworkTable(train_text_encoder=True, base_weights=(file,)), merged)
+    ids = torch.arange(77)[None] % 50
+    before = plain(ids).pooler_output
+    merge_text(plain, [(load_network(file), 1.0)])
+    assert torch.equal(merged(ids).pooler_output, plain(ids).pooler_output)
+    assert not torch.equal(merged(ids).pooler_output, before)
+
+
+def test_a_split_lycoris_file_keeps_clip(project, tmp_path):
+    """Its names are LyCORIS's for the transformer, kohya's for CLIP-L."""
+    options = {"network_module": "lokr", "network_layout": "split", **OPTIONS}
+    assert project.train(output_dir=tmp_path / "out", **options) == 0
+    names = load_file(tmp_path / "out/net.safetensors")
+    assert any(name.startswith("lycoris_") for name in names)
+    assert len(products(tmp_path / "out/net.safetensors")) == 8
+
+
+def test_the_workflow_applies_clip_too(project, tmp_path):
+    """A network that trains CLIP-L is loaded on both models; others on one."""
+    for name, options, kind in (("with", OPTIONS, "LoraLoader"), ("without", {}, "LoraLoaderModelOnly")):
+        assert project.train(output_dir=tmp_path / name, max_train_steps=1, **options) == 0
+        graph = json.loads((tmp_path / name / "net_workflow_api.json").read_text())
+        (loader,) = [node for node in graph.values() if node["class_type"].startswith("LoraLoader")]
+        assert loader["class_type"] == kind
+        (text,) = [node for node in graph.values() if node["class_type"] == "CLIPTextEncode"]
+        source, slot = text["inputs"]["clip"]
+        assert (graph[source]["class_type"], slot) == (("LoraLoader", 1) if options else ("DualCLIPLoader", 0))

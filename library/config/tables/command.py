@@ -46,7 +46,8 @@ class CommandTable(Table):
     strict: bool = key(False, reads="cache", command_line_only=True, only_with="lint")
     """With --lint: exit with code 1 if anything was found."""
     list_modules: bool = key(False, reads="train", command_line_only=True)
-    """List the modules this configuration would train, with parameters and file size; then stop."""
+    """List the modules this configuration would train, with the parameters of each and the sizes of the files; then
+    stop."""
     show_timesteps: bool = key(False, reads="train", command_line_only=True)
     """Plot the density of timesteps this configuration would train on; then stop."""
 

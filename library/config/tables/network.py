@@ -28,7 +28,7 @@ class NetworkTable(Table):
     network_alpha: float | None = key(None, gt=0, kohya="1")
     """Scale of the network is alpha / rank; the rank if not set."""
     network_args: Arguments = key(())
-    """Further arguments as "name=value", as kohya's scripts take them: conv_dim, conv_alpha, rank_dropout,
+    """Further arguments as "name=value", as kohya's scripts take them: algo, factor, rank_dropout,
     train_double_block_indices, ... A name that has its own key here may be given either way, not both."""
     network_layout: Literal["fused", "split"] = key("fused")
     """fused: q, k, v (and the single blocks' mlp input) share one down-projection, as in kohya's files. split: one
@@ -75,11 +75,12 @@ class NetworkTable(Table):
     """Start of the down-projection: gaussian as InFluxEdit, kaiming as kohya, or pissa (the base weight's largest
     singular directions)."""
     network_weights: FilePath | None = key(None, path="path", exists="train")
-    """A trained file to start from: InFlux, kohya, OneTrainer, ai-toolkit or diffusers."""
+    """A trained file to start from: InFlux, kohya, OneTrainer, ai-toolkit or diffusers. It is kept exactly, with the
+    scale it was trained at (unless network_alpha is set), or refused. CLIP-L's part needs train_text_encoder."""
     dim_from_weights: bool = key(False)
-    """Take rank and alpha of each module from network_weights."""
+    """Take the targets, and rank and scale of each, from network_weights."""
     base_weights: FilePaths = key((), path="path", exists="train")
-    """Files that are merged into the base before training."""
+    """Files that are merged into the base before training. CLIP-L's part needs train_text_encoder."""
     base_weights_multiplier: Floats = key((), only_with="base_weights")
     """Strength of each of base_weights; 1 if not set."""
     train_x_embedder: bool = key(False, aliases=("train_embedder",))

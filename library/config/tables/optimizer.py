@@ -73,7 +73,7 @@ class OptimizerTable(Table):
     text_encoder_lr: float = key(5e-6, ge=0, kohya="learning_rate", rerun=True, only_with="train_text_encoder")
     """Learning rate of the network on CLIP-L."""
     loraplus_lr_ratio: float | None = key(None, gt=0)
-    """LoRA+: the up-projection learns this many times faster."""
+    """LoRA+: the up-projection learns this many times faster. For lora and locon; other kinds have none."""
     adam_beta1: float = key(0.9, ge=0, lt=1, only_with=_ADAM)
     """First beta of the Adam family and of Prodigy."""
     adam_beta2: float = key(0.999, ge=0, lt=1, only_with=_ADAM)

@@ -1,0 +1,136 @@
+"""What a run will train and save is looked at before weights are loaded: mistakes are found by every command alike."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.training.test_around_the_steps import PLAN, ROOT
+
+MISTAKES = {
+    "loha for diffusers": ({"network_module": "loha", "save_format": "diffusers"}, "save_format = diffusers"),
+    "lokr for diffusers": ({"network_module": "lokr", "save_format": "diffusers"}, "cannot load lokr"),
+    "glora for diffusers": ({"network_module": "glora", "save_format": "diffusers"}, "cannot load glora"),
+    "diag-oft for diffusers": (
+        {"network_module": "diag-oft", "allow_comfy_only": True, "save_format": "diffusers"}, "cannot load oft",
+    ),
+    "loha for both": ({"network_module": "loha", "save_format": "both"}, "save_format = both"),
+    "loha and x_embedder for both": (
+        {"network_module": "loha", "train_x_embedder": True, "save_format": "both"}, "cannot load loha",
+    ),
+    "split lokr for both": (
+        {"network_module": "lokr", "network_layout": "split", "save_format": "both"}, "separate linears",
+    ),
+    "split lokr on all": (
+        {"network_module": "lokr", "network_layout": "split", "network_targets": "all-linear"}, "exclude_patterns",
+    ),
+    "no picture": ({"metadata_thumbnail": "run.toml"}, "metadata_thumbnail"),
+    "a misspelt argument": ({"network_module": "lokr", "network_args": "factro=8"}, "did you mean factor"),
+    "a pattern of nothing": ({"include_patterns": "img_inn"}, "include_patterns: 'img_inn'"),
+    "a refused kind": ({"network_module": "dylora"}, "is refused"),
+    "ranks of a kind without": ({"network_module": "loha", "network_dropout": 0.1}, "no ranks to drop"),
+    "weights that are none": ({"network_weights": "run.toml"}, "network_weights"),
+    "base weights that are none": ({"base_weights": "run.toml"}, "base_weights"),
+    "weights of another rank": ({"network_weights": "rank8.safetensors"}, "has rank 8"),
+    "LoRA+ without a LoRA": ({"network_module": "loha", "loraplus_lr_ratio": 4}, "loraplus_lr_ratio = 4"),
+    "LoRA+ with DoRA": ({"use_dora": True, "loraplus_lr_ratio": 4}, "loraplus_lr_ratio = 4"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rank8(cached, tmp_path_factory):
+    """A network of rank 8 for the tiny base."""
+    out = tmp_path_factory.mktemp("rank8")
+    assert cached.train(output_dir=out, network_dim=8, max_train_steps=1) == 0
+    return out / "net.safetensors"
+
+
+@pytest.mark.parametrize("command", [{}, {"dry_run": True}, {"list_modules": True}], ids=["train", "dry", "list"])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_found_before_anything_is_loaded(project, tmp_path, monkeypatch, capsys, rank8, name, command):
+    """The message says where; no weight is read; the folder is left as it was."""
+    from library.models import setup
+
+    options, said = MISTAKES[name]
+    files = {"run.toml": project.config, "rank8.safetensors": rank8}
+    options = {key: files.get(value, value) for key, value in options.items()}
+    monkeypatch.setattr(setup, "load", lambda *_: pytest.fail("weights were loaded"))
+    assert project.train(**options, **command) == 2
+    error = capsys.readouterr().err
+    assert said in error and "error: --" in error, error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_place_is_that_in_the_file(cached, tmp_path, capsys):
+    """File and line of the key that the message names first."""
+    config = tmp_path / "run.toml"
+    text = cached.config.read_text(encoding="utf-8").replace('= "source"', f'= "{cached.root}/source"')
+    text = text.replace('= "target"', f'= "{cached.root}/target"')
+    config.write_text(f'[network]\nnetwork_module = "lokr"\nnetwork_args = ["factro=8"]\n{text}', encoding="utf-8")
+    words = cached.words("x", output_dir=tmp_path / "out")
+    words[1] = str(config)
+    from library import training
+    from library.start import run_command
+
+    assert run_command("train", training.run, words) == 2
+    assert "run.toml:3" in capsys.readouterr().err
+
+
+def test_looking_at_a_file_to_start_from_needs_no_torch(project, rank8):
+    """The plan counts what the file says."""
+    words = project.words("x", dry_run=True, network_weights=rank8, dim_from_weights=True)
+    done = subprocess.run([sys.executable, "-c", PLAN, *words], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert "TORCH False 0" in done.stdout, done.stdout + done.stderr
+
+
+def test_weights_that_hold_nan_are_refused_at_once(project, tmp_path, capsys, rank8):
+    """As loading them would."""
+    tensors = load_file(rank8)
+    name = next(name for name in tensors if name.endswith("lora_up.weight"))
+    tensors[name][0, 0] = float("nan")
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}, tmp_path / "nan.safetensors")
+    assert project.train(network_weights=tmp_path / "nan.safetensors", network_dim=8, dry_run=True) == 2
+    assert "NaN" in capsys.readouterr().err
+
+
+LISTED = {
+    "lora": {}, "loha": {"network_module": "loha"}, "lokr": {"network_module": "lokr"},
+    "glora": {"network_module": "glora"}, "full": {"network_module": "full"},
+    "diag-oft": {"network_module": "diag-oft", "allow_comfy_only": True}, "dora": {"use_dora": True},
+    "x_embedder": {"train_x_embedder": True}, "text encoder": {"train_text_encoder": True, "text_encoder_dim": 2},
+    "both": {"save_format": "both", "save_precision": "bf16"},
+    "from a file": {"network_weights": "rank8.safetensors", "dim_from_weights": True, "network_dim": 64},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_the_list_says_what_is_trained_and_written(project, tmp_path, capsys, monkeypatch, rank8, name):
+    """Parameters as the optimizer gets them, sizes as the files have, to the shown digit; --dry_run says the same."""
+    from library.training import assemble
+
+    counted = []
+    original = assemble.make_trained
+
+    def spied(*arguments):
+        trained = original(*arguments)
+        counted.append(sum(parameter.numel() for parameter in trained.network.trained()))
+        return trained
+
+    monkeypatch.setattr(assemble, "make_trained", spied)
+    options = {**LISTED[name], "max_train_steps": 1}
+    options = {key: rank8 if value == "rank8.safetensors" else value for key, value in options.items()}
+    assert project.train(**options) == 0
+    assert project.train(**options, list_modules=True) == 0
+    listed = capsys.readouterr().out
+    assert f"{counted[0]} trained parameters" in listed
+    sizes = {path.name: path for path in (tmp_path / "out").glob("net*.safetensors")}
+    for file, path in sizes.items():
+        written = sum(tensor.numel() * tensor.element_size() for tensor in load_file(path).values())
+        assert f"{file}: {written / 1e6:.2f} MB" in listed, listed
+    assert listed.count(".safetensors:") == len(sizes)
+    assert project.train(**options, dry_run=True) == 0
+    planned = capsys.readouterr().out
+    assert f"{counted[0] / 1e6:.1f} M trained parameters" in planned
+    assert all(line in planned for line in listed.splitlines() if ".safetensors:" in line)
