@@ -110,6 +110,14 @@ CASES = {
     "float tiff": Case(both(removed("train_A/1.png"), image("train_A/1.tif", Image.new("F", (64, 64)))), "not known"),
     "too small": Case(image("train_A/1.png", picture(1, 8, 8)), "only 8x8"),
     "another aspect": Case(image("train_B/1.png", picture(1, 64, 32)), "another aspect"),
+    "three rows cropped away": Case(
+        both(image("train_A/1.png", picture(1, 400, 400)), image("train_B/1.png", picture(1, 400, 397))),
+        'is 400x397: another aspect (size_mismatch = "crop" or "pad"',
+    ),
+    "a mask that lost three rows": Case(
+        both(image("train_A/1.png", picture(1, 400, 400)), image("masks/1.png", GREY.resize((400, 397)))),
+        "is 400x397", MASKED,
+    ),
     "rotated by exif against its target": Case(rotated, "another aspect"),
     "spatial with another aspect": Case(image("train_B/1.png", picture(1, 32, 64)), "another aspect", SPATIAL),
     "mask of another aspect": Case(image("masks/1.png", GREY.resize((64, 32))), "is 64x32", MASKED),

@@ -99,7 +99,7 @@ class SubsetTable(Table):
     crop_variants: int = key(1, ge=1, only_with="random_crop")
     """How many random crops are cached for an item."""
     size_mismatch: Literal["error", "crop", "pad"] = key("error")
-    """What to do with a pair whose images differ in aspect. Never stretched."""
+    """What to do with a pair whose images differ in aspect by more than one pixel of the smaller. Never stretched."""
     background_color: str = key("#ffffff")
     """What is put behind transparent images."""
     resize_interpolation: Interpolation | None = key(None)
