@@ -237,6 +237,23 @@ def test_a_full_disk_is_refused_before_anything_is_encoded(pairs, configured, mo
     assert error.value.exit_code == 5
 
 
+def test_a_disk_that_fills_up_while_encoding_is_a_plain_error(pairs, configured, tmp_path) -> None:
+    resource = pytest.importorskip("resource")
+    from library.errors import DiskError
+
+    run = configured()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # captions fit, the shard of images does not
+    try:
+        with pytest.raises(DiskError, match=r"cannot write .*\.safetensors: File too large") as error:
+            caching.run(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.exit_code == 5
+    caching.run(run)
+    assert len(open_cache(run).items) == 4
+
+
 def test_a_folder_that_cannot_be_written_is_found_first(pairs, configured, tmp_path, monkeypatch) -> None:
     from library.errors import DiskError
 
