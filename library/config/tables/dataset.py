@@ -35,7 +35,9 @@ class SubsetTable(Table):
     """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
     the other. `fill` means mask."""
     metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path", exists="cache")
-    """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders."""
+    """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders. A column
+    of targets or masks is filled in every row; what has no column is looked for by the image's name in target_dir,
+    mask_dir and caption_dir (captions also beside the image)."""
     recursive: bool = key(False)
     """Look into folders below as well."""
     source_suffix: str | None = key(None)
