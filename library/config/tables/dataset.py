@@ -89,7 +89,7 @@ class SubsetTable(Table):
     caption_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a step trains with the empty caption."""
     caption_dropout_every_n_epochs: int = key(0, ge=0)
-    """Train every Nth epoch with empty captions; 0 turns it off."""
+    """Train every Nth epoch (the Nth, the 2Nth, ...) with empty captions; 0 turns it off."""
     caption_tag_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a tag is left out of a cached variant of a caption."""
     allow_empty_captions: bool = key(False)
