@@ -14,6 +14,7 @@ from tqdm import tqdm
 from library.caching.estimate import megabytes
 from library.caching.session import Session, wanted
 from library.config.tables import CommandTable
+from library.data import readers
 from library.data.manifest import config_hash, manifests
 from library.data.plan import Plan
 from library.data.store import DAMAGED, Store, entry_facts
@@ -179,13 +180,31 @@ def verify(store: Store) -> None:
 
 
 def collect(session: Session, plan: Plan) -> None:
-    """Delete what no configuration names. A shard that is needed in part is rewritten first."""
+    """Delete what no configuration names. A shard that is needed in part is rewritten first; one that a running trainer
+    reads is left."""
     store = session.store
     live = (wanted(plan, session.texts) | _kept_by_manifests(session)) & set(store.where)
-    freed = 0
+    with readers.none_begins(store.folder) as held:
+        freed, left = _remove_dead(store, live, held)
+    store.reload()
+    store.save_index()
+    log.info("gc: removed %s that no configuration names", megabytes(freed))
+    if left:
+        log.info("gc: left %d shards that running trainers (%d) read; ask again when they are done", left, held.count)
+    others = [path.name for path, _ in manifests(store.folder) if path.stem != config_hash(session.scope.config)]
+    if others:
+        log.info("kept what other configurations name (delete the file in manifests/ to give one up): %s", others)
+
+
+def _remove_dead(store: Store, live: set[str], held: readers.Held) -> tuple[int, int]:
+    """Bytes of what was removed, and how many shards were not because they are held."""
+    freed = left = 0
     for name, shard in list(store.shards.items()):
         keep = [one for one in shard.fingerprints if one in live and store.where[one] == name]
         if len(keep) == len(shard.fingerprints):
+            continue
+        if name in held:
+            left += 1
             continue
         if keep:
             _rewrite(store, name, keep)
@@ -197,12 +216,7 @@ def collect(session: Session, plan: Plan) -> None:
     for name in list(store.broken):
         freed += (store.folder / name).stat().st_size
         store.remove(name)
-    store.reload()
-    store.save_index()
-    log.info("gc: removed %s that no configuration names", megabytes(freed))
-    others = [path.name for path, _ in manifests(store.folder) if path.stem != config_hash(session.scope.config)]
-    if others:
-        log.info("kept what other configurations name (delete the file in manifests/ to give one up): %s", others)
+    return freed, left
 
 
 def _rewrite(store: Store, name: str, keep: list[str]) -> None:

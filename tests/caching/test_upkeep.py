@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -125,6 +128,67 @@ def test_two_data_sets_share_a_folder_and_gc_takes_only_orphans(pairs, configure
         assert len(open_cache(configured(subset)).batch(0)) == 4
         assert not status(configured(subset)).orphaned
     caching.run(configured(arguments=("--verify",)))
+
+
+def test_gc_leaves_what_a_running_trainer_reads(pairs, configured, tmp_path, caplog) -> None:
+    run = configured()
+    caching.run(run)
+    training = open_cache(run)
+    (pairs / "prompts" / "1.txt").write_text("a blue square")
+    picture(9).save(pairs / "train_A" / "2.png")
+    caching.run(run)
+    caplog.set_level("INFO")
+    caching.run(configured(arguments=("--gc",)))
+    assert "left 2 shards that running trainers (1) read" in caplog.text
+    for position in range(3):
+        assert len(training.batch(position)) == 4
+    training.close()
+    assert not list((tmp_path / "cache" / "readers").glob("*.lock"))
+    before = len(shards(tmp_path / "cache"))
+    caching.run(configured(arguments=("--gc",)))
+    assert not status(run).orphaned and len(shards(tmp_path / "cache")) == before
+    assert len(open_cache(run).batch(0)) == 4
+
+
+def test_a_reader_that_was_killed_keeps_nothing(pairs, configured, tmp_path) -> None:
+    run = configured()
+    caching.run(run)
+    code = (
+        "import os, sys, signal\nfrom library.config import load\nfrom library.data.cached import open_cache\n"
+        "kept = open_cache(load(sys.argv[1:], 'train'))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    config = ["--config_file", str(tmp_path / "run.toml")]
+    subprocess.run([sys.executable, "-c", code, *config], cwd=Path(__file__).parents[2], timeout=120)
+    (held,) = (tmp_path / "cache" / "readers").glob("*.json")
+    picture(9).save(pairs / "train_A" / "2.png")
+    caching.run(run)
+    caching.run(configured(arguments=("--gc",)))
+    assert not held.exists() and not status(run).orphaned
+
+
+def test_a_reader_that_begins_during_a_collection_waits_for_its_end(tmp_path) -> None:
+    from library.data import readers
+
+    order = []
+
+    def read() -> None:
+        order.append(readers.begin(tmp_path) is not None)
+
+    with readers.none_begins(tmp_path) as held:
+        assert held.count == 0 and "any" not in held
+        thread = threading.Thread(target=read)
+        thread.start()
+        time.sleep(0.2)
+        order.append("collected")
+    thread.join(10)
+    assert order == ["collected", True]
+    reading = readers.begin(tmp_path)
+    with readers.none_begins(tmp_path) as held:
+        assert held.everything and "any" in held  # it has not said yet
+    reading.holds(["text/a"])
+    with readers.none_begins(tmp_path) as held:
+        assert "text/a" in held and "text/b" not in held
+    reading.close()
 
 
 def test_force_encodes_everything_again(pairs, configured, tmp_path) -> None:
