@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from library.caching.run import plan_of
 from library.caching.session import Session
 from library.caching.upkeep import Status, status_of
 from library.data.cached import open_cache
+from library.data.manifest import config_hash
 from library.data.scope import encodings, scope_of
 from library.data.store import Store
 from library.errors import CacheError, DataError
@@ -189,6 +191,29 @@ def test_a_reader_that_begins_during_a_collection_waits_for_its_end(tmp_path) ->
     with readers.none_begins(tmp_path) as held:
         assert "text/a" in held and "text/b" not in held
     reading.close()
+
+
+def test_every_configuration_is_listed_and_can_be_given_up(pairs, configured, tmp_path, caplog) -> None:
+    caching.run(configured(dataset="min_bucket_reso = 48"))
+    caching.run(configured(dataset="min_bucket_reso = 32", subset=EDIT + "flip_aug = true"))
+    run = configured()
+    caching.run(run)
+    caplog.set_level("INFO")
+    caching.run(configured(arguments=("--gc",)))
+    assert caplog.text.count("there -> here: datasets[1].min_bucket_reso: ") == 2
+    assert "min_bucket_reso: 48 -> null" in caplog.text and "subsets[1].flip_aug: true -> false" in caplog.text
+    assert "4 items of train_A; 4 entries that only it names" in caplog.text  # the mirrored ones
+    (flipped,) = re.findall(r"(\w{8})  [-\d]+ [:\d]+  4 items of train_A; 4 entries", caplog.text)
+    own = config_hash(scope_of(run, Base.open(run.model)).config)[:8]
+    for name, reason in (("xyz", "means 0 of them"), (own, "is the present one")):
+        with pytest.raises(CacheError, match=f"give_up = {name} {reason}"):
+            caching.run(configured(arguments=("--gc", "--give_up", name)))
+    before = set(Store(tmp_path / "cache").where)
+    caching.run(configured(arguments=("--gc", "--give_up", flipped)))
+    assert len(before - set(Store(tmp_path / "cache").where)) == 4
+    assert len(list((tmp_path / "cache" / "manifests").iterdir())) == 2
+    assert len(open_cache(run).batch(0)) == 4
+    open_cache(configured(dataset="min_bucket_reso = 48"))
 
 
 def test_force_encodes_everything_again(pairs, configured, tmp_path) -> None:
