@@ -5,6 +5,8 @@ Format: 8 bytes little-endian header length, JSON header, data. https://github.c
 """
 
 import json
+import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +103,25 @@ def _checked_header(path: Path, raw: object, data_start: int, size: int) -> Head
 
 
 def save_tensors(path: Path | str, tensors: "dict[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Write ``tensors`` (made contiguous, on the CPU) and ``metadata`` to ``path`` atomically."""
+    """Write ``tensors`` (made contiguous, on the CPU) and ``metadata`` to ``path`` atomically.
+
+    Raises DiskError when the disk is full, read-only or not ours.
+    """
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    atomic_write(path, lambda temporary: _save(plain, temporary, metadata))
+
+
+def _save(tensors: "dict[str, torch.Tensor]", path: Path, metadata: dict[str, str] | None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(plain, temporary, metadata))
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))  # its only word for what the system said
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def data_hash(path: Path | str) -> str:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from library.caching.configurations import chosen, configurations, lines
 from library.caching.estimate import megabytes
 from library.caching.session import Session, wanted
 from library.config.tables import CommandTable
-from library.data.manifest import config_hash, manifests
+from library.data import readers
 from library.data.plan import Plan
 from library.data.store import DAMAGED, Store, entry_facts
 from library.errors import CacheError
@@ -64,7 +65,7 @@ def upkeep(session: Session, plan: Plan) -> int:
         verify(session.store)
     if session.run.command.gc:
         collect(session, plan)
-    for line in status_of(session, plan).lines():
+    for line in (*status_of(session, plan).lines(), *lines(configurations(session))):
         log.info("%s", line)
     return 0
 
@@ -131,14 +132,7 @@ def _plain(value: object) -> object:
 
 def _kept_by_manifests(session: Session) -> set[str]:
     """Entries that other configurations' manifests count on; this one's is replaced by the plan."""
-    own = f"{config_hash(session.scope.config)}.json"
-    kept: set[str] = set()
-    for path, content in manifests(session.scope.folder):
-        if path.name != own:
-            kept |= {one for item in content["items"] for choices in item[3] for one in choices}
-            kept |= {text[0] for text in content["texts"]}
-            kept |= {preview[2] for preview in content["previews"]}
-    return kept
+    return {entry for one in configurations(session) if not one.is_present for entry in one.entries}
 
 
 def verify(store: Store) -> None:
@@ -179,13 +173,32 @@ def verify(store: Store) -> None:
 
 
 def collect(session: Session, plan: Plan) -> None:
-    """Delete what no configuration names. A shard that is needed in part is rewritten first."""
+    """Delete what no configuration names. A shard that is needed in part is rewritten first; one that a running trainer
+    reads is left."""
     store = session.store
-    live = (wanted(plan, session.texts) | _kept_by_manifests(session)) & set(store.where)
-    freed = 0
+    given_up = chosen(configurations(session), session.run.command.give_up)
+    with readers.none_begins(store.folder) as held:
+        for one in given_up:
+            one.path.unlink()
+            log.info("gc: gave up the configuration %s (%s)", one.name, ", ".join(one.subsets))
+        live = (wanted(plan, session.texts) | _kept_by_manifests(session)) & set(store.where)
+        freed, left = _remove_dead(store, live, held)
+    store.reload()
+    store.save_index()
+    log.info("gc: removed %s that no configuration names", megabytes(freed))
+    if left:
+        log.info("gc: left %d shards that running trainers (%d) read; ask again when they are done", left, held.count)
+
+
+def _remove_dead(store: Store, live: set[str], held: readers.Held) -> tuple[int, int]:
+    """Bytes of what was removed, and how many shards were not because they are held."""
+    freed = left = 0
     for name, shard in list(store.shards.items()):
         keep = [one for one in shard.fingerprints if one in live and store.where[one] == name]
         if len(keep) == len(shard.fingerprints):
+            continue
+        if name in held:
+            left += 1
             continue
         if keep:
             _rewrite(store, name, keep)
@@ -197,12 +210,7 @@ def collect(session: Session, plan: Plan) -> None:
     for name in list(store.broken):
         freed += (store.folder / name).stat().st_size
         store.remove(name)
-    store.reload()
-    store.save_index()
-    log.info("gc: removed %s that no configuration names", megabytes(freed))
-    others = [path.name for path, _ in manifests(store.folder) if path.stem != config_hash(session.scope.config)]
-    if others:
-        log.info("kept what other configurations name (delete the file in manifests/ to give one up): %s", others)
+    return freed, left
 
 
 def _rewrite(store: Store, name: str, keep: list[str]) -> None:

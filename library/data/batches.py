@@ -106,7 +106,7 @@ class Chooser:
 
     def _drops_caption(self, use: Use, epoch: int, key: tuple) -> bool:
         every = use.dropout_every_n_epochs
-        if every and epoch % every == 0:
+        if every and (epoch + 1) % every == 0:  # kohya's scripts count epochs from 1 as well
             return True
         return use.caption_dropout > 0 and draws.uniform(self.seed, "caption dropout", *key) < use.caption_dropout
 

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from library.conditioning.item import Condition
 from library.config.run import Run
+from library.data import readers
 from library.data.batches import Batch, Choice, Chooser, Gatherer, Use, gather_items, prefetched
 from library.data.listing import Listing, listed
 from library.data.manifest import ManifestItem, ManifestPreview
@@ -15,6 +16,7 @@ from library.data.order import BatchPlan, Order
 from library.data.plan import all_subsets
 from library.data.prompts import PreviewRequest, from_plain
 from library.data.reader import Reader
+from library.data.scope import cache_folder
 from library.data.shares import Share
 from library.models.text import TextEmbeddings
 
@@ -40,8 +42,9 @@ class CachedPreview:
 class CachedDataset:
     """Items in the cache, as batches. Make one with `open_cache`."""
 
-    def __init__(self, listing: Listing, seed: int, prior: float):
+    def __init__(self, listing: Listing, seed: int, prior: float, reading: readers.Reading | None = None):
         self.listing = listing
+        self.reading = reading
         self.manifest = listing.manifest
         self.reader = Reader(listing.store)
         self.seed = seed
@@ -113,8 +116,22 @@ class CachedDataset:
     def close(self) -> None:
         """Close the shards."""
         self.reader.close()
+        if self.reading is not None:
+            self.reading.close()
 
 
 def open_cache(run: Run) -> CachedDataset:
-    """The cached data set of a configuration. Raises CacheError, naming the command to run, if it is not up to date."""
-    return CachedDataset(listed(run), run.training.seed or 0, run.training.prior_loss_weight)
+    """The cached data set of a configuration. Raises CacheError, naming the command to run, if it is not up to date.
+
+    Until it is closed, or this process ends, --gc leaves the shards it counts on.
+    """
+    reading = readers.begin(cache_folder(run))
+    try:
+        listing = listed(run)
+        if reading is not None:
+            reading.holds(listing.store.where[entry] for entry in listing.manifest.fingerprints)
+    except BaseException:
+        if reading is not None:
+            reading.close()
+        raise
+    return CachedDataset(listing, run.training.seed or 0, run.training.prior_loss_weight, reading)

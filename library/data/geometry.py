@@ -13,7 +13,6 @@ from PIL import Image, ImageColor, ImageOps
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
-ASPECT_TOLERANCE = 0.01  # aspects nearer than this are one aspect: 512x341 and 1024x683 differ by rounding
 RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
     "area": Image.Resampling.BOX,
@@ -48,9 +47,14 @@ def crop_box(size: tuple[int, int], bucket: tuple[int, int], place: tuple[float,
 
 
 def same_aspect(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether two sizes are one picture at two scales."""
-    ratio = (first[0] * second[1]) / (first[1] * second[0])
-    return abs(ratio - 1) <= ASPECT_TOLERANCE
+    """Whether two sizes are one picture at two scales, as 512x341 and 1024x683 are.
+
+    Scaled to the smaller one's longer side, the other side may be off by the one pixel that rounding takes or gives.
+    More would be a stretch, which drifts from one end of the picture to the other.
+    """
+    small, large = sorted((first, second), key=lambda size: size[0] * size[1])
+    long, short = (0, 1) if large[0] >= large[1] else (1, 0)
+    return abs(small[long] * large[short] - small[short] * large[long]) <= large[long]
 
 
 def region_size(size: tuple[int, int], region: Box) -> tuple[float, float]:
@@ -58,10 +62,11 @@ def region_size(size: tuple[int, int], region: Box) -> tuple[float, float]:
     return size[0] * (region[2] - region[0]), size[1] * (region[3] - region[1])
 
 
-def fitted(image: Image.Image, aspect: float, how: str, background: str) -> Image.Image:
-    """The picture brought to another aspect (width / height) by cropping or padding around its centre."""
+def fitted(image: Image.Image, frame: tuple[float, float], how: str, background: str) -> Image.Image:
+    """The picture brought to the aspect of a frame (width, height) by cropping or padding around its centre."""
     width, height = image.size
-    if same_aspect((width, height), (aspect, 1.0)):
+    aspect = frame[0] / frame[1]
+    if same_aspect(image.size, frame):
         return image
     if how == "crop":
         size = (min(width, round(height * aspect)), min(height, round(width / aspect)))

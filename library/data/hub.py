@@ -18,7 +18,7 @@ from typing import Any
 from library.config.tables import SubsetTable
 from library.data.records import Blob, Record
 from library.data.report import Report
-from library.data.sources import captions_of
+from library.data.tables import captions_of
 from library.errors import ConfigError, DataError
 from library.files import FileStat
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from library.config.run import Run
 from library.config.tables import DatasetTable
+from library.data.footprint import Footprint, changes
 from library.data.identities import identity_of
 from library.data.manifest import (
     Manifest,
@@ -19,7 +20,6 @@ from library.data.manifest import (
     manifests,
     portable_hash,
     read_manifest,
-    source_file,
 )
 from library.data.order import Member
 from library.data.plan import all_subsets
@@ -28,9 +28,10 @@ from library.data.scope import scope_of
 from library.data.shares import Share, shares
 from library.data.store import Store
 from library.errors import CacheError
-from library.files import FileStat, sha256_file
 from library.flow import draws
 from library.models.base import Base
+
+MOST_SAID = 20
 
 
 class Listing:
@@ -97,16 +98,20 @@ def listed(run: Run) -> Listing:
     folder = scope.folder
     manifest = _manifest(folder, scope.config, run)
     store = Store(folder)
-    stale = [*_other_encoders(manifest, base, folder), *_changed_sources(manifest), *_other_previews(manifest, run)]
+    stale = [*_other_encoders(manifest, base, folder), *changes(Footprint(manifest.files, manifest.folders)), *_other_previews(manifest, run)]
     missing = manifest.fingerprints - set(store.where)
     if missing:
         stale.append(f"{len(missing)} of its {len(manifest.fingerprints)} entries are missing")
     stale += [f"{name} is damaged" for name in store.broken]
     if stale:
         raise CacheError(
-            f"the cache in {folder} is not up to date:\n  " + "\n  ".join(stale[:20]) + f"\n{_advice(run)}"
+            f"the cache in {folder} is not up to date:\n  " + "\n  ".join(_shortened(stale)) + f"\n{_advice(run)}"
         )
     return Listing(store, manifest, run.datasets, run.training.seed or 0)
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return lines[:MOST_SAID] + ([f"... and {len(lines) - MOST_SAID} more"] if len(lines) > MOST_SAID else [])
 
 
 def _advice(run: Run) -> str:
@@ -122,7 +127,7 @@ def _manifest(folder: Path, config: dict, run: Run) -> Manifest:
     sources_here = any(
         Path(path).exists()
         for subset in all_subsets(run.datasets)
-        for path in (subset.image_dir, subset.metadata_file)
+        for path in (subset.image_dir, subset.metadata_file, subset.dataset_name)
         if path is not None
     )
     if not sources_here:
@@ -133,7 +138,7 @@ def _manifest(folder: Path, config: dict, run: Run) -> Manifest:
         raise CacheError(f"there is no cache of this data set in {folder}.\n{_advice(run)}")
     changed = min((differences(content["config"], json.loads(json.dumps(config))) for _, content in others), key=len)
     raise CacheError(
-        f"the cache in {folder} is of another configuration:\n  " + "\n  ".join(changed[:20]) + f"\n{_advice(run)}"
+        f"the cache in {folder} is of another configuration:\n  " + "\n  ".join(_shortened(changed)) + f"\n{_advice(run)}"
     )
 
 
@@ -161,15 +166,3 @@ def _other_previews(manifest: Manifest, run: Run) -> list[str]:
         return ["its sample prompts are not those of this configuration"]
     return []
 
-
-def _changed_sources(manifest: Manifest) -> list[str]:
-    """Source files that are here and are not those the cache was made from. Absent ones are no error."""
-    found = []
-    for path, cached in manifest.files.items():
-        try:
-            stat = FileStat.of(path)
-            if source_file(stat, cached[-1]) != cached and sha256_file(path) != cached[-1]:
-                found.append(f"{path} has changed")
-        except OSError:
-            continue
-    return found

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from library.config.tables import CacheTable, DatasetTable
 from library.data.bulk import collection_paused, read_json
+from library.data.footprint import SourceFile, SourceFolder, source_file, without
 from library.data.plan import Plan
 from library.data.prompts import plain
 from library.data.recipe import TextEncoding, digest
 from library.data.store import MANIFESTS
 from library.errors import CacheError
-from library.files import FileStat, atomic_write, sha256_file
+from library.files import atomic_write
 
 FORMAT_VERSION = 1
 AT_TRAINING_TIME = frozenset(
@@ -49,11 +50,6 @@ class ManifestItem(NamedTuple):
     sizes: Sequence[Sequence[str]]
 
 
-SourceFile = Sequence
-"""A source file as it was when it was cached: size, mtime ns, ctime ns, inode, sha256. No class: there may be
-hundreds of thousands, and the trainer reads them at every start."""
-
-
 @dataclass(frozen=True)
 class ManifestPreview:
     """A preview's request, its mode and its entries; negative: entry of the negative prompt."""
@@ -77,6 +73,7 @@ class Manifest:
     items: tuple[ManifestItem, ...]
     files: dict[str, SourceFile]
     previews: tuple[ManifestPreview, ...] = ()
+    folders: tuple[SourceFolder, ...] = ()
 
     @property
     def fingerprints(self) -> set[str]:
@@ -168,29 +165,24 @@ def make_manifest(plan: Plan, config: dict, vae: str, encoding: TextEncoding, lo
         )
         for preview in plan.previews
     )
-    return Manifest(config, vae, encoding.encoders, plan.subset_names, texts, items, _files(plan), previews)
+    files = _files(plan)
+    folders = without(plan.footprint.folders, files)
+    return Manifest(config, vae, encoding.encoders, plan.subset_names, texts, items, files, previews, folders)
 
 
 def _files(plan: Plan) -> dict[str, SourceFile]:
-    found: dict[str, SourceFile] = {}
+    """Every source file, as it was when the plan was made: what changes while it is encoded has changed."""
+    found = dict(plan.footprint.files)
+    pictures = [picture for preview in plan.previews for picture in preview.pictures]
     for item in plan.items:
         pair = item.first.pair
-        for picture in (pair.source, pair.target, pair.mask):
-            if picture is not None and picture.known.stat is not None:
-                found[picture.blob.key] = source_file(picture.known.stat, picture.known.sha256)
-        caption = pair.caption_file
-        if caption is not None:
-            found[str(caption)] = source_file(FileStat.of(caption), sha256_file(caption))
-    for preview in plan.previews:
-        for picture in preview.pictures:
-            if picture.known.stat is not None:
-                found[picture.blob.key] = source_file(picture.known.stat, picture.known.sha256)
+        pictures += [picture for picture in (pair.source, pair.target, pair.mask) if picture is not None]
+        if pair.caption_file is not None and pair.caption_seen is not None:
+            found[str(pair.caption_file)] = pair.caption_seen
+    for picture in pictures:
+        if picture.known.stat is not None:
+            found[picture.blob.key] = source_file(picture.known.stat, picture.known.sha256)
     return found
-
-
-def source_file(stat: FileStat, sha256: str) -> SourceFile:
-    """A source file for the manifest."""
-    return [stat.size, stat.mtime_ns, stat.ctime_ns, stat.inode, sha256]
 
 
 def manifest_path(folder: Path, config: dict) -> Path:
@@ -212,6 +204,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
         "items": manifest.items,
         "previews": [astuple(preview) for preview in manifest.previews],
         "files": manifest.files,
+        "folders": manifest.folders,
     }
     path = manifest_path(folder, manifest.config)
     atomic_write(path, json.dumps(content, separators=(",", ":")))
@@ -231,7 +224,8 @@ def read_manifest(path: Path) -> Manifest:
         previews = tuple(ManifestPreview(*preview) for preview in content["previews"])
         subsets = tuple(content["subsets"])
         vae, encoders = content["vae"], content["text_encoders"]
-        return Manifest(content["config"], vae, encoders, subsets, texts, items, files, previews)
+        folders = tuple(map(SourceFolder._make, content.get("folders", ())))  # caches made before it was written
+        return Manifest(content["config"], vae, encoders, subsets, texts, items, files, previews, folders)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CacheError(f"{path} cannot be read ({error}): run influx_cache.py again") from error
 

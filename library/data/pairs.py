@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from library.conditioning import MODES, Mode
 from library.config.tables import SubsetTable
 from library.data.captions import BadCaption, CaptionSettings, checked, read_captions
+from library.data.footprint import SourceFile, read_file
 from library.data.geometry import WHOLE, Box, region_size, same_aspect
 from library.data.images import BadImage, ImageFacts
 from library.data.ledger import Known
@@ -44,7 +46,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """A checked item. mask: a mask file, the source itself if its alpha is the mask, None if drawn or not needed."""
+    """A checked item. mask: a mask file, the source itself if its alpha is the mask, None if drawn or not needed.
+
+    caption_seen: its caption file as it was when it was read.
+    """
 
     key: str
     source: Picture
@@ -52,6 +57,7 @@ class Pair:
     mask: Picture | None
     captions: tuple[str, ...]
     caption_file: Path | None = None
+    caption_seen: SourceFile | None = None
 
     @property
     def frame(self) -> tuple[float, float]:
@@ -119,13 +125,14 @@ def pair(
     mask = source if subset.alpha_mask and source is not None else pictures.get("mask")
     if source is not None and not problems:
         problems += _misfits(source, target, mask, subset)
+    seen = _seen(record)
     texts = _captions(record, subset, captions, problems)
     for where, reason in problems:
         report.bad(where, reason)
     if problems or source is None or texts is None:
         return None
     _say(source, target, mask, report)
-    return Pair(f"{name}/{record.key}", source, target, mask, texts, record.caption_file)
+    return Pair(f"{name}/{record.key}", source, target, mask, texts, record.caption_file, seen)
 
 
 def _pictures(record: Record, known: Mapping[str, Known | BadImage], problems: list) -> dict[str, Picture]:
@@ -190,6 +197,13 @@ def _misfits(
     if empty:
         found.append((mask.blob.name, f"is all {'white' if subset.invert_mask else 'black'}: nothing to repaint"))
     return found
+
+
+def _seen(record: Record) -> SourceFile | None:
+    """The caption file before it is read. One that cannot be is reported when it is."""
+    with contextlib.suppress(OSError):
+        return read_file(record.caption_file) if record.caption_file is not None else None
+    return None
 
 
 def _captions(

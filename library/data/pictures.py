@@ -71,7 +71,7 @@ def _cut(recipe: Recipe, picture: Picture) -> Image.Image:
     frame = recipe.pair.frame
     region = picture.region
     if not same_aspect(picture.size, frame):
-        image = fitted(_part(image, picture), frame[0] / frame[1], look.mismatch, look.background)
+        image = fitted(_part(image, picture), frame, look.mismatch, look.background)
         region = WHOLE
     return cut(image, recipe.geometry, look.interpolation, region)
 
@@ -105,7 +105,7 @@ def _grey(recipe: Recipe, mask: Picture) -> Image.Image:
     grey = read(read_bytes(mask), recipe.look.max_pixels)
     frame = recipe.pair.frame
     region = mask.region
-    if not same_aspect(mask.size, frame):
-        grey = fitted(_part(grey, mask), frame[0] / frame[1], recipe.look.mismatch, recipe.look.background)
+    if not same_aspect(mask.size, frame) and not same_aspect(recipe.pair.source.size, frame):
+        grey = fitted(_part(grey, mask), frame, recipe.look.mismatch, recipe.look.background)
         region = WHOLE
     return cut(grey, recipe.geometry, "bilinear", region)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from library.conditioning import ModeSettings
@@ -16,6 +16,7 @@ from library.config.tables import CacheTable, DatasetTable, SubsetTable
 from library.data.buckets import Bucketing
 from library.data.captions import CaptionSettings, variants
 from library.data.chance import chance
+from library.data.footprint import Footprint, footprint_of
 from library.data.geometry import Geometry, crop_box
 from library.data.ledger import Ledger
 from library.data.masks import MaskSettings
@@ -57,6 +58,7 @@ class Plan:
     subset_names: tuple[str, ...]
     notices: tuple[str, ...]
     previews: tuple[PlannedPreview, ...] = ()
+    footprint: Footprint = field(default_factory=Footprint)
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -105,6 +107,7 @@ def make_plan(
     if not names:
         report.bad("the configuration", "names no data: add [[datasets]] with [[datasets.subsets]]")
     listed: list[list[Record]] = []
+    footprint = footprint_of(datasets)
     for subset, name in zip(all_subsets(datasets), names, strict=True):
         for text in contradictions(subset):
             report.bad(f"subset {name}", text)
@@ -123,7 +126,7 @@ def make_plan(
     if not items:
         report.bad("the data set", "no item is left")
         report.stop_if_bad(False)
-    return Plan(tuple(items), names, tuple(report.notices))
+    return Plan(tuple(items), names, tuple(report.notices), footprint=footprint)
 
 
 def caption_settings(subset: SubsetTable, seed: int) -> CaptionSettings:

@@ -20,6 +20,8 @@ from library.data.recipe import FORMAT, ImageEncoding, digest
 from library.data.records import FileBlob
 from library.data.report import Report
 
+JOINED_TOLERANCE = 0.01  # of the canvas's aspect: its sides were rounded to a bucket's
+
 
 @dataclass(frozen=True)
 class PlannedPreview:
@@ -152,7 +154,8 @@ def _planned(
 
 def _left_of_joined(image: Picture, bucket: tuple[int, int]) -> Picture:
     """The source's half of a picture that has the shape of the whole canvas; any other picture as it is."""
-    is_joined = same_aspect(image.size, (2 * bucket[0], bucket[1])) and not same_aspect(image.size, bucket)
+    width, height = image.size
+    is_joined = abs(width * bucket[1] / (height * 2 * bucket[0]) - 1) <= JOINED_TOLERANCE
     return Picture(image.blob, image.known, LEFT) if is_joined else image
 
 

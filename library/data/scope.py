@@ -24,9 +24,14 @@ class Scope:
     seed: int
 
 
+def cache_folder(run: Run) -> Path:
+    """Where a run's cache lies."""
+    return Path(run.cache.dataset_cache_dir or run.saving.output_dir / "dataset_cache")
+
+
 def scope_of(run: Run, base: Base) -> Scope:
     """The scope of a run."""
-    folder = Path(run.cache.dataset_cache_dir or run.saving.output_dir / "dataset_cache")
+    folder = cache_folder(run)
     length = run.cache.t5xxl_max_token_length or base.defaults.t5xxl_max_token_length
     seed = run.training.seed or 0
     return Scope(folder, cache_config(run.datasets, run.cache, length, seed), length, seed)

@@ -1,4 +1,4 @@
-"""Where items come from: folders paired by file name, or tables (JSON Lines, CSV) that list them.
+"""Where items come from: folders paired by file name here, tables in library.data.tables, data sets in library.data.hub.
 
 A source yields records; it opens no image. What is left over (stray files, targets without a source) is said, what is
 missing is reported with everything else that is bad.
@@ -6,8 +6,6 @@ missing is reported with everything else that is bad.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import stat
 from collections.abc import Iterator
@@ -18,7 +16,6 @@ from library.data.images import EXTENSIONS
 from library.data.records import FileBlob, Record
 from library.data.report import Report
 
-CAPTION_COLUMNS = ("caption", "captions", "text", "prompt")
 KNOWN_NEIGHBOURS = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".toml", ".md", ".npz", ".safetensors"})
 
 
@@ -29,7 +26,9 @@ def records(subset: SubsetTable, report: Report) -> list[Record]:
 
         return hub_records(subset, report)
     if subset.metadata_file is not None:
-        return list(_table_records(subset, subset.metadata_file, report))
+        from library.data.tables import table_records
+
+        return list(table_records(subset, subset.metadata_file, report))
     if subset.image_dir is None:
         report.bad("a subset", "names neither image_dir, metadata_file nor dataset_name")
         return []
@@ -80,7 +79,7 @@ def _files(folder: Path, recursive: bool, strays: list[str]) -> Iterator[Path]:
                 strays.append(f"{entry.name} (not a file)")
 
 
-def _single(stem: str, paths: list[Path], report: Report) -> Path | None:
+def single(stem: str, paths: list[Path], report: Report) -> Path | None:
     if len(paths) > 1:
         names = " and ".join(path.name for path in paths)
         report.bad(f"{paths[0].parent.name}/{stem}", f"{len(paths)} images of one name ({names}): keep one")
@@ -113,9 +112,9 @@ def _folder_records(subset: SubsetTable, folder: Path, report: Report) -> Iterat
     for role, partners, home in (("target", targets, subset.target_dir), ("mask", masks, subset.mask_dir)):
         _say_left_over(role, sorted(set(partners) - set(sources)), home or folder, report)
     for stem, paths in sources.items():
-        source = _single(stem, paths, report)
-        target = _single(stem, targets[stem], report) if stem in targets else None
-        mask = _single(stem, masks[stem], report) if stem in masks else None
+        source = single(stem, paths, report)
+        target = single(stem, targets[stem], report) if stem in targets else None
+        mask = single(stem, masks[stem], report) if stem in masks else None
         if source is None or (target is None and stem in targets) or (mask is None and stem in masks):
             continue
         yield Record(
@@ -123,7 +122,7 @@ def _folder_records(subset: SubsetTable, folder: Path, report: Report) -> Iterat
             FileBlob(source, folder),
             target and FileBlob(target, subset.target_dir or folder),
             mask and FileBlob(mask, subset.mask_dir or folder),
-            caption_file=_caption_file(subset, stem, source, target),
+            caption_file=caption_file(subset, stem, source, target),
         )
 
 
@@ -145,116 +144,14 @@ def _say_left_over(role: str, stems: list[str], folder: Path, report: Report) ->
         report.notice(f"{folder.name}: {len(stems)} {role}s belong to no image ({some})")
 
 
-def _caption_file(subset: SubsetTable, stem: str, source: Path, target: Path | None) -> Path | None:
-    """The first caption file there is: named as the item, as the source, or as the target."""
-    homes = [subset.caption_dir] if subset.caption_dir else [None]
-    names = [stem, *(path.stem for path in (source, target) if path)]
-    for home in homes:
-        for name in names:
-            base = (home or source.parent) / (name if home else Path(name).name)
-            path = base.with_name(base.name + subset.caption_extension)
-            if path.is_file():
-                return path
+def caption_file(subset: SubsetTable, stem: str, source: Path, target: Path | None) -> Path | None:
+    """The first caption file there is: named as the item, as the source, or as the target; below caption_dir in the
+    folder that the item lies in."""
+    home = subset.caption_dir or source.parent
+    names = [stem, *(Path(stem).with_name(path.stem) for path in (source, target) if path)]
+    for name in names:
+        base = home / (name if subset.caption_dir else Path(name).name)
+        path = base.with_name(base.name + subset.caption_extension)
+        if path.is_file():
+            return path
     return None
-
-
-def _table_records(subset: SubsetTable, path: Path, report: Report) -> Iterator[Record]:
-    root = subset.image_dir or path.parent
-    seen: dict[str, int] = {}
-    for line, row in _rows(path, report):
-        name = f"{path.name} line {line}"
-        roles = {"image": subset.image_column, "target": subset.target_column or "target"}
-        roles["mask"] = subset.mask_column or "mask"
-        cells = {role: row.get(column) for role, column in roles.items()}
-        if not _paths_are_texts(name, cells, roles, report):
-            continue
-        key = Path(str(cells["image"])).with_suffix("").as_posix()
-        seen[key] = seen.get(key, 0) + 1
-        files = {
-            role: FileBlob((folder or root) / str(cells[role]), folder or root) if cells[role] else None
-            for role, folder in (("image", root), ("target", subset.target_dir), ("mask", subset.mask_dir))
-        }
-        missing = [blob.name for blob in files.values() if blob is not None and not blob.path.is_file()]
-        for lost in missing:
-            report.bad(name, f"{lost} does not exist")
-        captions = captions_of(row, subset.caption_column, name, report)
-        if missing or captions == ():
-            continue
-        unique = key if seen[key] == 1 else f"{key}#{seen[key]}"
-        yield Record(unique, files["image"], files["target"], files["mask"], captions)
-
-
-def _paths_are_texts(name: str, cells: dict[str, object], columns: dict[str, str], report: Report) -> bool:
-    if not cells["image"]:
-        report.bad(name, f"no value in the column {columns['image']}")
-        return False
-    for role, cell in cells.items():
-        if cell is not None and not isinstance(cell, str):
-            report.bad(name, f"{columns[role]} is {cell!r}, not a path")
-            return False
-    return True
-
-
-def captions_of(row: dict[str, object], column: str | None, name: str, report: Report) -> tuple[str, ...] | None:
-    """The captions of a row: None without a caption column, () after a report."""
-    if column is not None and column not in row:
-        report.bad(name, f"no column {column}; there are: {', '.join(map(str, row))}")
-        return ()
-    wanted = [column] if column is not None else [name for name in CAPTION_COLUMNS if name in row]
-    if not wanted or row[wanted[0]] is None:
-        return None
-    value = row[wanted[0]]
-    texts = list(value) if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(text, str) for text in texts) or not texts:
-        report.bad(name, f"the caption is {value!r}, neither a text nor a list of texts")
-        return ()
-    return tuple(texts)
-
-
-def _rows(path: Path, report: Report) -> Iterator[tuple[int, dict[str, object]]]:
-    """Numbered rows of a table file; what cannot be read is reported."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        report.bad(str(path), f"cannot be read ({error.strerror or error})")
-        return
-    except UnicodeDecodeError as error:
-        report.bad(str(path), f"is not UTF-8 (byte {error.start}): save it as UTF-8")
-        return
-    if path.suffix.lower() == ".csv":
-        yield from _csv_rows(path, text, report)
-    else:
-        yield from _json_rows(path, text, report)
-
-
-def _csv_rows(path: Path, text: str, report: Report) -> Iterator[tuple[int, dict[str, object]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                report.bad(f"{path.name} line {reader.line_num}", "has another number of columns than the first line")
-            else:
-                yield reader.line_num, {name: cell or None for name, cell in row.items()}
-    except csv.Error as error:
-        report.bad(f"{path.name} line {reader.line_num}", f"is not CSV ({error})")
-    if not reader.fieldnames or reader.line_num < 2:
-        report.bad(str(path), "lists no items")
-
-
-def _json_rows(path: Path, text: str, report: Report) -> Iterator[tuple[int, dict[str, object]]]:
-    count = 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        count += 1
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            report.bad(f"{path.name} line {number}", f"is not JSON ({error.msg} at column {error.colno})")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        else:
-            report.bad(f"{path.name} line {number}", "is not a JSON object")
-    if not count:
-        report.bad(str(path), "lists no items")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import subprocess
+import sys
+import threading
 import time
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +19,7 @@ from library.caching.run import plan_of
 from library.caching.session import Session
 from library.caching.upkeep import Status, status_of
 from library.data.cached import open_cache
+from library.data.manifest import config_hash
 from library.data.scope import encodings, scope_of
 from library.data.store import Store
 from library.errors import CacheError, DataError
@@ -127,6 +132,90 @@ def test_two_data_sets_share_a_folder_and_gc_takes_only_orphans(pairs, configure
     caching.run(configured(arguments=("--verify",)))
 
 
+def test_gc_leaves_what_a_running_trainer_reads(pairs, configured, tmp_path, caplog) -> None:
+    run = configured()
+    caching.run(run)
+    training = open_cache(run)
+    (pairs / "prompts" / "1.txt").write_text("a blue square")
+    picture(9).save(pairs / "train_A" / "2.png")
+    caching.run(run)
+    caplog.set_level("INFO")
+    caching.run(configured(arguments=("--gc",)))
+    assert "left 2 shards that running trainers (1) read" in caplog.text
+    for position in range(3):
+        assert len(training.batch(position)) == 4
+    training.close()
+    assert not list((tmp_path / "cache" / "readers").glob("*.lock"))
+    before = len(shards(tmp_path / "cache"))
+    caching.run(configured(arguments=("--gc",)))
+    assert not status(run).orphaned and len(shards(tmp_path / "cache")) == before
+    assert len(open_cache(run).batch(0)) == 4
+
+
+def test_a_reader_that_was_killed_keeps_nothing(pairs, configured, tmp_path) -> None:
+    run = configured()
+    caching.run(run)
+    code = (
+        "import os, sys, signal\nfrom library.config import load\nfrom library.data.cached import open_cache\n"
+        "kept = open_cache(load(sys.argv[1:], 'train'))\nos.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    config = ["--config_file", str(tmp_path / "run.toml")]
+    subprocess.run([sys.executable, "-c", code, *config], cwd=Path(__file__).parents[2], timeout=120)
+    (held,) = (tmp_path / "cache" / "readers").glob("*.json")
+    picture(9).save(pairs / "train_A" / "2.png")
+    caching.run(run)
+    caching.run(configured(arguments=("--gc",)))
+    assert not held.exists() and not status(run).orphaned
+
+
+def test_a_reader_that_begins_during_a_collection_waits_for_its_end(tmp_path) -> None:
+    from library.data import readers
+
+    order = []
+
+    def read() -> None:
+        order.append(readers.begin(tmp_path) is not None)
+
+    with readers.none_begins(tmp_path) as held:
+        assert held.count == 0 and "any" not in held
+        thread = threading.Thread(target=read)
+        thread.start()
+        time.sleep(0.2)
+        order.append("collected")
+    thread.join(10)
+    assert order == ["collected", True]
+    reading = readers.begin(tmp_path)
+    with readers.none_begins(tmp_path) as held:
+        assert held.everything and "any" in held  # it has not said yet
+    reading.holds(["text/a"])
+    with readers.none_begins(tmp_path) as held:
+        assert "text/a" in held and "text/b" not in held
+    reading.close()
+
+
+def test_every_configuration_is_listed_and_can_be_given_up(pairs, configured, tmp_path, caplog) -> None:
+    caching.run(configured(dataset="min_bucket_reso = 48"))
+    caching.run(configured(dataset="min_bucket_reso = 32", subset=EDIT + "flip_aug = true"))
+    run = configured()
+    caching.run(run)
+    caplog.set_level("INFO")
+    caching.run(configured(arguments=("--gc",)))
+    assert caplog.text.count("there -> here: datasets[1].min_bucket_reso: ") == 2
+    assert "min_bucket_reso: 48 -> null" in caplog.text and "subsets[1].flip_aug: true -> false" in caplog.text
+    assert "4 items of train_A; 4 entries that only it names" in caplog.text  # the mirrored ones
+    (flipped,) = re.findall(r"(\w{8})  [-\d]+ [:\d]+  4 items of train_A; 4 entries", caplog.text)
+    own = config_hash(scope_of(run, Base.open(run.model)).config)[:8]
+    for name, reason in (("xyz", "means 0 of them"), (own, "is the present one")):
+        with pytest.raises(CacheError, match=f"give_up = {name} {reason}"):
+            caching.run(configured(arguments=("--gc", "--give_up", name)))
+    before = set(Store(tmp_path / "cache").where)
+    caching.run(configured(arguments=("--gc", "--give_up", flipped)))
+    assert len(before - set(Store(tmp_path / "cache").where)) == 4
+    assert len(list((tmp_path / "cache" / "manifests").iterdir())) == 2
+    assert len(open_cache(run).batch(0)) == 4
+    open_cache(configured(dataset="min_bucket_reso = 48"))
+
+
 def test_force_encodes_everything_again(pairs, configured, tmp_path) -> None:
     caching.run(configured())
     old = contents(tmp_path / "cache")
@@ -235,6 +324,23 @@ def test_a_full_disk_is_refused_before_anything_is_encoded(pairs, configured, mo
     with pytest.raises(DiskError, match="the cache needs about") as error:
         caching.run(configured())
     assert error.value.exit_code == 5
+
+
+def test_a_disk_that_fills_up_while_encoding_is_a_plain_error(pairs, configured, tmp_path) -> None:
+    resource = pytest.importorskip("resource")
+    from library.errors import DiskError
+
+    run = configured()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # captions fit, the shard of images does not
+    try:
+        with pytest.raises(DiskError, match=r"cannot write .*\.safetensors: File too large") as error:
+            caching.run(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.exit_code == 5
+    caching.run(run)
+    assert len(open_cache(run).items) == 4
 
 
 def test_a_folder_that_cannot_be_written_is_found_first(pairs, configured, tmp_path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from tests.caching.conftest import EDIT, picture, write_pairs
 MASKED = 'image_dir = "data/train_A"\ncaption_dir = "data/prompts"\nmode = "mask"\nmask_dir = "data/masks"\n'
 SPATIAL = EDIT.replace('"edit"', '"spatial"')
 JSONL = 'metadata_file = "data/items.jsonl"\nmode = "edit"\ninstance_prompt = "red"\n'
+MASK_TABLE = 'metadata_file = "data/items.jsonl"\nmode = "mask"\ngenerate_mask = ["box"]\ninstance_prompt = "red"\n'
 CSV = JSONL.replace(".jsonl", ".csv")
 
 
@@ -110,6 +111,14 @@ CASES = {
     "float tiff": Case(both(removed("train_A/1.png"), image("train_A/1.tif", Image.new("F", (64, 64)))), "not known"),
     "too small": Case(image("train_A/1.png", picture(1, 8, 8)), "only 8x8"),
     "another aspect": Case(image("train_B/1.png", picture(1, 64, 32)), "another aspect"),
+    "three rows cropped away": Case(
+        both(image("train_A/1.png", picture(1, 400, 400)), image("train_B/1.png", picture(1, 400, 397))),
+        'is 400x397: another aspect (size_mismatch = "crop" or "pad"',
+    ),
+    "a mask that lost three rows": Case(
+        both(image("train_A/1.png", picture(1, 400, 400)), image("masks/1.png", GREY.resize((400, 397)))),
+        "is 400x397", MASKED,
+    ),
     "rotated by exif against its target": Case(rotated, "another aspect"),
     "spatial with another aspect": Case(image("train_B/1.png", picture(1, 32, 64)), "another aspect", SPATIAL),
     "mask of another aspect": Case(image("masks/1.png", GREY.resize((64, 32))), "is 64x32", MASKED),
@@ -169,6 +178,33 @@ CASES = {
     ),
     "no caption column": Case(
         rows("items.jsonl"), "no column words", JSONL + 'caption_column = "words"', ("line 1",), 0
+    ),
+    "a target in some rows": Case(
+        rows("items.jsonl", '{"image": "train_A/1.png"}'), "no value in the column target", MASK_TABLE, ("line 2",), 1
+    ),
+    "an empty target in csv": Case(
+        rows("items.csv", "train_A/1.png,,red"), "no value in the column target",
+        MASK_TABLE.replace(".jsonl", ".csv"), ("line 3",), 1,
+    ),
+    "a mask in some rows": Case(
+        text(
+            "items.jsonl",
+            b'{"image": "train_A/0.png", "target": "train_B/0.png", "mask": "masks/0.png"}\n'
+            b'{"image": "train_A/1.png", "target": "train_B/1.png", "mask": null}',
+        ),
+        "no value in the column mask", JSONL, ("line 2",), 1,
+    ),
+    "a misspelt column": Case(
+        text("items.csv", b"image,targt\ntrain_A/0.png,train_B/0.png"), "Did you mean target?",
+        MASK_TABLE.replace(".jsonl", ".csv"), ("items.csv", "targt"), 1,
+    ),
+    "no column of images": Case(
+        text("items.csv", b"picture,target\ntrain_A/0.png,train_B/0.png"), "no column image; there are: picture, target",
+        CSV, ("items.csv",), 0,
+    ),
+    "a column of masks and generated masks": Case(
+        text("items.jsonl", b'{"image": "train_A/0.png", "mask": "masks/0.png"}'), "keep one",
+        MASK_TABLE, ("items.jsonl",), 1,
     ),
     "short csv row": Case(rows("items.csv", "train_A/1.png"), "another number of columns", CSV, ("line 3",), 1),
     "csv of one line": Case(text("items.csv", b"image,target\n"), "lists no items", CSV, ("items.csv",), 0),

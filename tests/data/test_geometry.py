@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from library.data.buckets import Bucketing
-from library.data.geometry import Geometry, crop_box, cut, fitted
+from library.data.geometry import Geometry, crop_box, cut, fitted, same_aspect
 
 SIDES = st.integers(16, 4000)
 
@@ -75,11 +77,34 @@ def test_untouched_pictures_stay_untouched() -> None:
 def test_another_aspect_is_cropped_or_padded_never_stretched(how: str) -> None:
     image = Image.new("RGB", (60, 30), "black")
     image.paste("white", (20, 5, 40, 25))
-    made = fitted(image, 1.0, how, "#ff0000")
+    made = fitted(image, (64, 64), how, "#ff0000")
     assert made.size == ((30, 30) if how == "crop" else (60, 60))
     white = (np.asarray(made) == 255).all(axis=2)
     assert white.any(axis=0).sum() == white.any(axis=1).sum() == 20
     assert (made.getpixel((0, 0)) == (255, 0, 0)) == (how == "pad")
+
+
+@given(SIDES, SIDES, st.floats(0.05, 1), st.sampled_from([math.floor, round, math.ceil]))
+def test_sizes_that_differ_by_rounding_have_one_aspect(width, height, scale, rounding) -> None:
+    small = (max(1, rounding(width * scale)), max(1, rounding(height * scale)))
+    assert same_aspect((width, height), small) and same_aspect(small, (width, height))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ((512, 512), (512, 511), True),
+        ((512, 512), (512, 510), False),
+        ((512, 512), (512, 508), False),
+        ((1024, 1024), (1014, 1024), False),
+        ((1024, 683), (512, 341), True),
+        ((1024, 683), (512, 343), False),
+        ((513 / 2, 256), (257, 256), True),
+    ],
+)
+def test_an_aspect_may_differ_by_one_pixel_of_the_smaller_picture(first, second, same) -> None:
+    """Two percent of a picture's height, spread over it, moves its lower edge by ten pixels at 512."""
+    assert same_aspect(first, second) == same_aspect(second, first) == same
 
 
 def test_buckets_off_gives_the_resolution() -> None:

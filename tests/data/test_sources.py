@@ -70,6 +70,43 @@ def test_suffixes_json_lines_and_csv_give_what_folders_give(data: Path, tmp_path
     assert contents(plan(tmp_path, 'metadata_file = "data/items.csv"\nmode = "edit"')) == expected
 
 
+def test_a_table_is_completed_by_folders_and_caption_files(data: Path, tmp_path: Path) -> None:
+    """What has no column is looked for where the keys say, by the image's name."""
+    expected = contents(plan(tmp_path, EDIT))
+    masked = contents(plan(tmp_path, EDIT + 'mask_dir = "data/masks"'))
+    (data / "items.jsonl").write_text("\n".join(json.dumps({"image": row["image"]}) for row in rows(data)))
+    table = 'metadata_file = "data/items.jsonl"\nmode = "edit"\ntarget_dir = "data/train_B"\n'
+    assert contents(plan(tmp_path, table + 'caption_dir = "data/prompts"')) == expected
+    assert contents(plan(tmp_path, table + 'caption_dir = "data/prompts"\nmask_dir = "data/masks"')) == masked
+    for number in range(4):
+        (data / "prompts" / f"{number}.txt").rename(data / "train_A" / f"{number}.txt")
+    assert contents(plan(tmp_path, table)) == expected
+
+
+def test_files_of_one_name_in_two_folders_are_not_mistaken(data: Path, tmp_path: Path) -> None:
+    lines = [{"image": f"{folder}/0.png"} for folder in ("train_A", "train_B")]
+    (data / "items.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    table = 'metadata_file = "data/items.jsonl"\nmode = "mask"\ncaption_dir = "data/prompts"\nmask_dir = "data/masks"'
+    with pytest.raises(UserError) as error:
+        plan(tmp_path, table)
+    assert str(error.value).count("has no mask") == str(error.value).count("has no caption") == 2
+    for folder, mask, caption in (("train_A", 1, "one"), ("train_B", 2, "two")):
+        for place in ("masks", "prompts"):
+            (data / place / folder).mkdir()
+        (data / "masks" / folder / "0.png").write_bytes((data / "masks" / f"{mask}.png").read_bytes())
+        (data / "prompts" / folder / "0.txt").write_text(caption)
+    made = plan(tmp_path, table + "\nrecursive = true")
+    assert [item.captions for item in made.items] == [("one",), ("two",)]
+    assert [Path(item.first.pair.mask.blob.key).parent.name for item in made.items] == ["train_A", "train_B"]
+
+
+def test_columns_that_nothing_reads_are_said(data: Path, tmp_path: Path) -> None:
+    (data / "items.jsonl").write_text("\n".join(json.dumps({**row, "author": "me"}) for row in rows(data)))
+    made = plan(tmp_path, 'metadata_file = "data/items.jsonl"\nmode = "edit"\ncaption_dir = "data/prompts"')
+    assert "items.jsonl: columns that nothing reads: author" in made.notices
+    assert any(notice.startswith("caption_dir is not read") for notice in made.notices)
+
+
 def test_the_seeds_spelling(data: Path, tmp_path: Path) -> None:
     expected = contents(plan(tmp_path, EDIT))
     seed = (

@@ -98,3 +98,19 @@ def test_reading_headers_needs_no_torch(file: Path) -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(file)], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+def test_a_full_disk_is_said_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    """safetensors has an error of its own, with the system's number in the text."""
+    from safetensors import SafetensorError
+    from safetensors import torch as backend
+
+    from library.errors import DiskError
+
+    def fail(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(backend, "save_file", fail)
+    with pytest.raises(DiskError, match="No space left on device; free some space"):
+        save_tensors(tmp_path / "full.safetensors", TENSORS)
+    assert not list(tmp_path.iterdir())

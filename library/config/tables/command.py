@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
-from library.config.table import FilePath, Table, key
+from library.config.table import FilePath, Strings, Table, key
 
 if TYPE_CHECKING:
     from library.config.run import Run
@@ -27,9 +27,13 @@ class CommandTable(Table):
     fresh: bool = key(False, reads="train", command_line_only=True)
     """Start a new run in a numbered folder instead of continuing the one in output_dir."""
     status: bool = key(False, reads="cache", command_line_only=True)
-    """Say what in the cache is fresh, stale (and why), missing or orphaned; change nothing."""
+    """Say what in the cache is fresh, stale (and why), missing or orphaned, and which configurations it knows. Nothing
+    is encoded or deleted."""
     gc: bool = key(False, reads="cache", command_line_only=True)
-    """Remove cache entries that the configuration no longer names. Nothing else is ever deleted."""
+    """Remove cache entries that no configuration known to the cache names (--status lists them). Nothing else is ever
+    deleted, and nothing that a running trainer reads."""
+    give_up: Strings = key((), reads="cache", command_line_only=True, only_with="gc")
+    """With --gc: configurations to forget first, by the names that --status gives them."""
     verify: bool = key(False, reads="cache", command_line_only=True)
     """Read the whole cache again and hash the sources; report damage and changes."""
     force: bool = key(False, reads="cache", command_line_only=True)

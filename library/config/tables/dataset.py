@@ -35,7 +35,9 @@ class SubsetTable(Table):
     """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
     the other. `fill` means mask."""
     metadata_file: FilePath | None = key(None, aliases=("image_jsonl_file",), path="path", exists="cache")
-    """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders."""
+    """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders. A column
+    of targets or masks is filled in every row; what has no column is looked for by the image's name in target_dir,
+    mask_dir and caption_dir (captions also beside the image)."""
     recursive: bool = key(False)
     """Look into folders below as well."""
     source_suffix: str | None = key(None)
@@ -87,7 +89,7 @@ class SubsetTable(Table):
     caption_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a step trains with the empty caption."""
     caption_dropout_every_n_epochs: int = key(0, ge=0)
-    """Train every Nth epoch with empty captions; 0 turns it off."""
+    """Train every Nth epoch (the Nth, the 2Nth, ...) with empty captions; 0 turns it off."""
     caption_tag_dropout_rate: float = key(0.0, ge=0, le=1)
     """Chance that a tag is left out of a cached variant of a caption."""
     allow_empty_captions: bool = key(False)
@@ -99,7 +101,7 @@ class SubsetTable(Table):
     crop_variants: int = key(1, ge=1, only_with="random_crop")
     """How many random crops are cached for an item."""
     size_mismatch: Literal["error", "crop", "pad"] = key("error")
-    """What to do with a pair whose images differ in aspect. Never stretched."""
+    """What to do with a pair whose images differ in aspect by more than one pixel of the smaller. Never stretched."""
     background_color: str = key("#ffffff")
     """What is put behind transparent images."""
     resize_interpolation: Interpolation | None = key(None)
