@@ -38,6 +38,13 @@ def find_card() -> Card | None:
     return cost.card_named(answer.stdout.splitlines()[0]) if answer.returncode == 0 and answer.stdout else None
 
 
+def free_ram() -> int:
+    """Bytes of RAM that can be had without swapping (what only caches files counts as free)."""
+    import psutil  # accelerate needs it, so it is there
+
+    return psutil.virtual_memory().available
+
+
 def largest_bucket(datasets: tuple[DatasetTable, ...]) -> tuple[int, int, int]:
     """(width, height, batch) of the batch with the most pixels that these data sets can give."""
     found = []
@@ -114,7 +121,7 @@ def _memory_lines(what: str, memory: Memory) -> list[str]:
 
 
 def _time_line(run: Run, shape: FluxShape, choice: Choice, card: Card | None) -> str:
-    if _parameters(shape) < REFERENCE_FULL_MODEL:
+    if num_parameters(shape) < REFERENCE_FULL_MODEL:
         return "time: not estimated (the base is a toy)"
     name = card.name if card else f"{cost.REFERENCE_CARD.name} (no known card found here)"
     steps = run.training.max_train_steps
@@ -124,7 +131,8 @@ def _time_line(run: Run, shape: FluxShape, choice: Choice, card: Card | None) ->
     return f"time: about {seconds:.1f} s per step{hours} on {name}. An estimate from peak figures, not a measurement."
 
 
-def _parameters(shape: FluxShape) -> int:
+def num_parameters(shape: FluxShape) -> int:
+    """Weights of the transformer's linears: 11.9e9 for FLUX.1 Fill."""
     return sum(out * width for out, width in linear_shapes(shape).values())
 
 

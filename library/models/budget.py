@@ -7,7 +7,7 @@ devices in play. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from library.config.tables.memory import MemoryTable
@@ -44,10 +44,11 @@ class Choice:
 
     def toml(self, num_blocks: int) -> list[str]:
         """The choice as lines of a TOML file."""
-        return ["[memory]", *(f"{key} = {_toml(value)}" for key, value in self.values(num_blocks).items())]
+        return ["[memory]", *(f"{key} = {toml_value(value)}" for key, value in self.values(num_blocks).items())]
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A boolean, a number or a plain word as TOML writes it."""
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
 
@@ -76,25 +77,44 @@ def price(shape: FluxShape, setting: Setting, work: Work, card: Card) -> Choice:
     )
 
 
+def price_inference(shape: FluxShape, setting: Setting, work: Work, card: Card) -> Choice:
+    """What a setting needs for predictions without gradients, where checkpointing and its offload play no part."""
+    return Choice(
+        setting,
+        cost.inference_vram(shape, setting, work).total,
+        cost.training_ram(shape, replace(setting, offload=False), work).total,
+        cost.inference_seconds(shape, setting, work, card),
+    )
+
+
+Price = Callable[[FluxShape, Setting, Work, Card], Choice]
+
+
 def choose(
-    shape: FluxShape, memory: MemoryTable, work: Work, card: Card = cost.REFERENCE_CARD, default_precision: str = "bf16"
+    shape: FluxShape,
+    memory: MemoryTable,
+    work: Work,
+    card: Card = cost.REFERENCE_CARD,
+    default_precision: str = "bf16",
+    priced: Price = price,
 ) -> Choice:
     """The best setting within `memory.vram_budget_gb` and `ram_budget_gb`.
 
-    Raises ConfigError if nothing fits, naming the nearest setting that does.
+    priced: what a setting costs, in training if not given. Raises ConfigError if nothing fits, naming the nearest
+    setting that does.
     """
     assert memory.vram_budget_gb is not None
     vram = memory.vram_budget_gb * GB
     ram = memory.ram_budget_gb * GB if memory.ram_budget_gb is not None else float("inf")
     fixed = setting_of(memory, shape, default_precision)
     for precision in _precisions(memory, fixed):
-        priced = [price(shape, s, work, card) for s in _settings(shape, memory, replace(fixed, precision=precision))]
-        fitting = [choice for choice in priced if choice.vram <= vram and choice.ram <= ram]
+        choices = [priced(shape, s, work, card) for s in _settings(shape, memory, replace(fixed, precision=precision))]
+        fitting = [choice for choice in choices if choice.vram <= vram and choice.ram <= ram]
         if precision == "bf16" and "base_precision" not in memory.model_fields_set:
             fitting = [choice for choice in fitting if not choice.setting.blocks_to_swap]
         if fitting:
             return min(fitting, key=_preference)
-    raise ConfigError(_nothing_fits(shape, memory, work, card, fixed))
+    raise ConfigError(_nothing_fits(shape, memory, work, card, fixed, priced))
 
 
 def _preference(choice: Choice) -> tuple:
@@ -124,12 +144,12 @@ def _settings(shape: FluxShape, memory: MemoryTable, fixed: Setting) -> Iterator
                     )  # fmt: skip
 
 
-def _nothing_fits(shape: FluxShape, memory: MemoryTable, work: Work, card: Card, fixed: Setting) -> str:
+def _nothing_fits(shape: FluxShape, memory: MemoryTable, work: Work, card: Card, fixed: Setting, priced: Price) -> str:
     budgets = f"vram_budget_gb = {memory.vram_budget_gb:g}"
     if memory.ram_budget_gb is not None:
         budgets += f" and ram_budget_gb = {memory.ram_budget_gb:g}"
     everything = [
-        price(shape, setting, work, card)
+        priced(shape, setting, work, card)
         for precision in _precisions(memory, fixed)
         for setting in _settings(shape, memory, replace(fixed, precision=precision))
     ]
@@ -137,19 +157,21 @@ def _nothing_fits(shape: FluxShape, memory: MemoryTable, work: Work, card: Card,
     nearest = min(everything, key=lambda choice: (max(0.0, choice.ram - ram), choice.vram))
     lines = ", ".join(nearest.toml(shape.double_blocks + shape.single_blocks)[1:])
     size = f"{work.width} x {work.height}, batch {work.batch}"
-    smaller = _largest_size(shape, nearest.setting, work, memory)
+    smaller = _largest_size(
+        nearest.setting, work, memory, lambda setting, work: priced(shape, setting, work, card).vram
+    )
     return (
         f"{budgets}: nothing fits {size}. The nearest needs {nearest.vram / GB:.1f} GB of VRAM and"
         f" {nearest.ram / GB:.1f} GB of RAM ({lines}).{smaller}"
     )
 
 
-def _largest_size(shape: FluxShape, setting: Setting, work: Work, memory: MemoryTable) -> str:
-    """A smaller batch or size that the nearest setting could train within the budget."""
+def _largest_size(setting: Setting, work: Work, memory: MemoryTable, needed: Callable[[Setting, Work], float]) -> str:
+    """A smaller batch or size that the nearest setting could do within the budget."""
     vram = (memory.vram_budget_gb or 0.0) * GB
     for batch in dict.fromkeys((work.batch, 1)):
         for side in (1024, 768, 512, 384, 256):
             smaller = replace(work, batch=batch, width=min(work.width, side), height=min(work.height, side))
-            if cost.training_vram(shape, setting, smaller).total <= vram:
+            if needed(setting, smaller) <= vram:
                 return f" With it, batches of {batch} at {smaller.width} x {smaller.height} would fit."
     return ""

@@ -324,6 +324,16 @@ def step_seconds(shape: FluxShape, setting: Setting, work: Work, card: Card) -> 
     return max(compute, crossing_bytes(shape, setting, work) / (card.pcie * 1e9))
 
 
+def inference_seconds(shape: FluxShape, setting: Setting, work: Work, card: Card) -> float:
+    """Estimated seconds of one prediction without gradients: streamed blocks cross once."""
+    linear, _ = _product_flops(shape, work.tokens, work.text)
+    attention = 4.0 * work.tokens * work.tokens * shape.hidden * (shape.double_blocks + shape.single_blocks)
+    compute = (linear + attention) * work.batch / (card.tflops * 1e12 * EFFICIENCY)
+    base = weights(shape, setting, work.activation_bytes)
+    swapped = swapped_blocks(shape, setting.blocks_to_swap) if setting.blocks_to_swap else []
+    return max(compute, sum(base.blocks[index] for index in swapped) / (card.pcie * 1e9))
+
+
 def card_named(name: str) -> Card | None:
     """The known card whose name the driver's string contains ('NVIDIA GeForce RTX 3060 Laptop GPU')."""
     found = [card for card in CARDS if card.name in name]
