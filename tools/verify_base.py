@@ -1,11 +1,26 @@
 """Checks a base model end to end: for the first person who has the real FLUX.1 Fill weights.
 
-    python tools/verify_base.py --base black-forest-labs/FLUX.1-Fill-dev --image photo.png --output_dir output/verify
+    python tools/verify_base.py --base black-forest-labs/FLUX.1-Fill-dev --image photo.png
+    python tools/verify_base.py --base flux1-fill-dev-Q8_0.gguf --ae ae.safetensors --clip_l clip_l.safetensors \\
+        --t5xxl t5xxl_fp16.safetensors --image photo.png
 
-1. Accounts for every tensor and checks the tokenizers.
-2. Compares one step without LoRA with diffusers' own transformer on the same inputs.
-3. Prints the loss at several noise levels against the band that a trained model must lie in.
-4. Inpaints the middle of the picture and writes it.
+1. Accounts for every tensor, checks the tokenizers and the VAE.
+2. Prints the loss at several noise levels, where the picture is masked and where it is visible, against the band that a
+   trained model must lie in (tools/verify/losses.py derives it).
+3. Inpaints the middle of the picture and writes input, masked and result side by side.
+4. Compares one prediction without LoRA with diffusers' own transformer (tools/verify/oracle.py has the tolerances).
+
+How the base is kept (precision, streamed blocks, modulation in RAM) is chosen for what the card and the RAM have free,
+as vram_budget_gb does in training, and printed; the options below override it. At the end stands a summary to paste
+into an issue; verify.json holds the same.
+
+What FLUX.1 Fill [dev] needs of free RAM, by calculation, one after the other:
+- T5-XXL: 11 GB (on a card that holds it whole, from 14 GB on, 3 GB);
+- the transformer: 3 GB and what the card does not hold: with 6 GB of VRAM 6 GB in all in nf4 and 12 in int8, with 8 GB
+  10 in int8, with 12 GB 6; without a card 11 GB in nf4, 17 in int8, 29 in bf16, and hours;
+- the comparison, whose weights are mapped from the disk: 3 GB for a diffusers folder, 9 for a bf16 single file, for a
+  GGUF 1.3 times its size. Where that is not free it is skipped and said so, as for scaled fp8, which diffusers cannot
+  read.
 
 It has been run on the nano base and on toys; on FLUX.1-Fill-dev by nobody yet.
 """
@@ -19,178 +34,221 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that this file also runs as a script
 
 import torch
-from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from library.conditioning.item import Condition
-from library.config.tables.memory import MemoryTable
 from library.config.tables.model import ModelTable
-from library.errors import UserError
+from library.errors import OutOfMemory, UserError
 from library.flow.euler import SigmaSchedule
 from library.flow.velocity import mix
 from library.memory import allocator
 from library.memory.device import choose_device, release
 from library.models.base import Base
-from library.models.predict import grid_ids, predict
+from library.models.cost import GB
 from library.models.text import TextEmbeddings, wants_layerwise
 from library.sampling.denoise import initial_noise, sample
+from tools.lora_arguments import positive as whole
+from tools.verify import losses, oracle, pictures, room
+from tools.verify.report import Report, base_in_words
+from tools.verify.room import Room
 
-LEVELS = (0.25, 0.5, 0.75, 0.9)
-LOWEST_SHARE, HIGHEST_SHARE = 0.02, 1.0
-"""A trained model's loss, as a share of the best that a model of Gaussian latents could do."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-"""Relative difference from diffusers that counts as rounding."""
-
-
-def gaussian_loss(variance: float, level: float) -> float:
-    """The least mean squared velocity error for latents that are Gaussian of this variance, at noise level t.
-
-    With z = (1 - t) x + t n and v = n - x: Var(v) - Cov(v, z)^2 / Var(z) = s^2 / ((1 - t)^2 s^2 + t^2).
-    """
-    return variance / ((1 - level) ** 2 * variance + level**2)
+GRID = "verify.png"
+ORACLE = "one prediction against diffusers"
+T5_RAM = 11e9
+LARGEST_DEFAULT_STEPS = 20
+LOWEST_PSNR = 20.0
+"""Of the VAE's round trip. The nano base's VAE reaches 30, a real one on a photograph more; random weights below 10."""
+MEMORY_KEYS = ("base_precision", "blocks_to_swap", "modulation_on_cpu", "vram_budget_gb", "ram_budget_gb")
 
 
-def picture(path: Path | None, side: int) -> Tensor:
-    """(1, 3, side, side) in [-1, 1]: the middle of the picture, or a generated one."""
-    if path is None:
-        ramp = torch.linspace(-1, 1, side)
-        rings = torch.sin(6 * torch.sqrt(ramp[:, None] ** 2 + ramp[None] ** 2) * 3.14159)
-        return torch.stack([ramp[:, None].expand(side, side), rings, ramp[None].expand(side, side)])[None]
-    image = Image.open(path).convert("RGB")
-    short = min(image.size)
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    image = image.crop((left, top, left + short, top + short)).resize((side, side), Image.Resampling.LANCZOS)
-    values = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(side, side, 3)
-    return values.permute(2, 0, 1)[None] / 127.5 - 1
-
-
-def compare_with_diffusers(base: Base, ours: Tensor, given: dict, dtype: torch.dtype) -> float:
-    """Largest difference from diffusers' transformer, relative to its largest value."""
-    from diffusers import FluxTransformer2DModel
-
-    file = base.transformer_file.reader.files[0]
-    if base.transformer_file.is_diffusers:
-        theirs = FluxTransformer2DModel.from_pretrained(file.parent, torch_dtype=dtype, local_files_only=True)
+def verify(base: Base, options: argparse.Namespace, report: Report) -> None:
+    """Run every check, in the order of their need for memory; each part is gone before the next is loaded."""
+    device = report.device
+    report.about["base"] = base_in_words(base)
+    report.check("every tensor accounted for", True, str(len(base.transformer_file.entries)))
+    asked = {key: getattr(options, key) for key in MEMORY_KEYS if getattr(options, key) is not None}
+    plan = room.settle(base.shape, device, asked, options.side, base.defaults.t5xxl_max_token_length)
+    report.about["kept as"] = ", ".join(plan.lines())
+    print("\n".join(["[memory]", *plan.lines()]), flush=True)
+    image, prompt = pictures.picture(options.image, options.side)
+    mask = pictures.hole(options.side)
+    text = encode_text(base, options.prompt or prompt, plan, report)
+    latents, condition = encode_picture(base, pictures.pixels_of(image), mask, plan, report)
+    result, given, ours = run_transformer(base, latents, condition, text, plan, options.steps, report)
+    again, painted = decode(base, [latents, result], plan, report)
+    decibel = pictures.psnr(again, pictures.pixels_of(image))
+    report.check("VAE round trip", decibel >= LOWEST_PSNR, f"{decibel:.1f} dB, at least {LOWEST_PSNR:g}", psnr=decibel)
+    words = f"{Path(base.name).name}: {options.prompt or prompt}"
+    settings = {"prompt": options.prompt or prompt, "base": report.about["base"], "memory": report.about["kept as"]}
+    pictures.write_grid(image, mask, painted, words, options.output_dir / GRID, settings)
+    print(f"  wrote {options.output_dir / GRID}")
+    if options.no_diffusers:
+        report.check(ORACLE, None, "--no_diffusers")
     else:
-        theirs = FluxTransformer2DModel.from_single_file(str(file), torch_dtype=dtype)
-    theirs = theirs.to(ours.device).eval()
-    with torch.no_grad():
-        expected = theirs(**given, return_dict=False)[0]
-    del theirs
-    release(ours.device)
-    return float((ours.float() - expected.float()).abs().max() / expected.float().abs().max())
+        compare(base, given, ours, plan, report)
 
 
-def first_step(transformer, noisy: Tensor, text: TextEmbeddings, condition: Condition) -> tuple[Tensor, dict]:
-    """Our prediction as tokens, and the same inputs under diffusers' names."""
-    from library.flow.packing import pack_latents
+def encode_text(base: Base, prompt: str, plan: Room, report: Report) -> TextEmbeddings:
+    """The prompt's embeddings, on the CPU; T5 comes layer by layer where it does not fit the card."""
+    on_card = plan.device.type == "cuda"
+    asked = True if on_card and not plan.fits(plan.caching("text encoders")) else None
+    layerwise = wants_layerwise(asked, plan.device)
+    in_ram = plan.device_bytes is not None and (layerwise or not on_card)
+    if in_ram and room.free_ram() < T5_RAM:
+        print(f"T5-XXL needs about {T5_RAM / GB:.0f} GB of RAM, and less is free: expect swapping")
+    name = "text encoders" + (", T5 layer by layer" if layerwise else "")
+    with report.part(name, plan.caching("text encoders", layerwise)):
+        encoders = base.load_text_encoders(plan.device, plan.text_dtype, layerwise)
+        encoded = encoders.encode([prompt], base.defaults.t5xxl_max_token_length).embeddings.to("cpu")
+        del encoders
+        release(plan.device)
+    finite = bool(torch.isfinite(encoded.t5).all() and torch.isfinite(encoded.pooled).all())
+    words = f"embeddings of deviation {float(encoded.t5.float().std()):.3f}"
+    report.check("text encoders and tokenizers", finite, words)
+    return encoded
 
-    device, dtype = transformer.device, transformer.dtype
-    tokens = torch.cat([pack_latents(noisy), condition.channels()], dim=-1).to(device, dtype)
-    t, guidance = torch.tensor([0.5], device=device), torch.tensor([30.0], device=device)
-    ids = grid_ids(*noisy.shape[-2:])
-    embeddings = text.to(device, dtype)
-    scale = guidance if transformer.shape.guidance else None
-    with torch.no_grad():
-        ours = transformer(tokens, embeddings.t5, embeddings.pooled, t, scale, ids)
-    given = {
-        "hidden_states": tokens, "encoder_hidden_states": embeddings.t5, "pooled_projections": embeddings.pooled,
-        "timestep": t.to(dtype), "guidance": scale, "img_ids": ids.to(device, dtype),
-        "txt_ids": torch.zeros(embeddings.t5.shape[1], 3, device=device, dtype=dtype),
-    }  # fmt: skip
-    return ours, given
+
+def encode_picture(base: Base, pixels: Tensor, mask: Tensor, plan: Room, report: Report) -> tuple[Tensor, Condition]:
+    """The picture's latents and its condition with a hole, on the CPU."""
+    with report.part("VAE encoder", plan.caching("VAE")):
+        vae = base.load_vae(plan.device, parts="encoder", tiling=not plan.fits(plan.caching("VAE")))
+        latents = vae.encode(pixels)[0].cpu()
+        condition = Condition(vae.encode(pixels * (1 - mask))[0].cpu(), mask)
+        del vae
+        release(plan.device)
+    return latents, condition
 
 
-def losses(transformer, latents: Tensor, text: TextEmbeddings, condition: Condition) -> dict[float, float]:
-    """Mean squared velocity error of the picture at several noise levels."""
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
-    found = {}
-    for level in LEVELS:
-        t = torch.tensor([level], device=latents.device)
-        with torch.no_grad():
-            predicted = predict(transformer, mix(latents, noise, t), t, text, condition, 30.0)
-        found[level] = float((predicted - (noise - latents)).square().mean())
+def decode(base: Base, latents: list[Tensor], plan: Room, report: Report) -> list[Tensor]:
+    """Pictures (1, 3, H, W) in [-1, 1], on the CPU."""
+    with report.part("VAE decoder", plan.caching("VAE")):
+        vae = base.load_vae(plan.device, parts="decoder", tiling=not plan.fits(plan.caching("VAE")))
+        found = [vae.decode(one).cpu() for one in latents]
+        del vae
+        release(plan.device)
     return found
 
 
-def verify(base: Base, image: Path | None, output_dir: Path, side: int, prompt: str, compare: bool) -> bool:
-    """Run every check; returns whether all of them passed."""
-    device = choose_device(None)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    print(f"transformer: {len(base.transformer_file.entries)} tensors, all accounted for; {base.shape}")
-    encoders = base.load_text_encoders(device, dtype, wants_layerwise(None, device))
-    length = base.defaults.t5xxl_max_token_length
-    text = encoders.encode([prompt], length).embeddings
-    del encoders
-    release(device)
-    vae = base.load_vae(device)
-    pixels = picture(image, side)
-    mask = torch.zeros(1, 1, side, side)
-    mask[..., side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
-    latents = vae.encode(pixels)[0]
-    condition = Condition(vae.encode(pixels * (1 - mask))[0], mask.to(device))
-    transformer = base.load_transformer(device, dtype, MemoryTable())
-    passed = _check_losses(transformer, latents, text, condition)
-    schedule = SigmaSchedule.from_config(base.scheduler_config)
-    result = sample(
-        transformer, condition, text, initial_noise([0], condition), schedule=schedule,
-        steps=base.defaults.sample_steps, guidance=base.defaults.sample_guidance_scale,
-    )  # fmt: skip
-    _write(vae.decode(result), output_dir / "inpainted.png")
-    ours, given = first_step(transformer, latents, text, condition)
+def run_transformer(
+    base: Base,
+    latents: Tensor,
+    condition: Condition,
+    text: TextEmbeddings,
+    plan: Room,
+    steps: int | None,
+    report: Report,
+) -> tuple[Tensor, dict, Tensor]:
+    """Losses, an inpainted picture's latents, and a prediction with its inputs for the comparison; all on the CPU."""
+    with report.part(f"load the transformer ({plan.precision})"):
+        transformer = base.load_transformer(plan.device, plan.dtype, plan.memory)
+    with report.part("loss at several noise levels", plan.predicting()):
+        found = losses.measure(transformer, latents, text, condition)
+    print("\n".join(f"  {line}" for line in [losses.HEADING, *(one.line() for one in found)]))
+    outside = [f"{one.level:g}" for one in found if not one.passed]
+    figures = ", ".join(f"{one.level:g}: {one.hidden:.3f}/{one.visible:.3f}" for one in found)
+    verdict = f"outside the band at sigma {', '.join(outside)}" if outside else "inside the band"
+    words = f"{verdict} (masked/visible at {figures})"
+    report.check("loss per sigma", not outside, words, levels=[vars(one) for one in found])
+    steps = steps or min(LARGEST_DEFAULT_STEPS, base.defaults.sample_steps)
+    with report.part(f"inpaint in {steps} steps", plan.predicting()), tqdm(total=steps, unit="step") as bar:
+        result = sample(
+            transformer, condition, text, initial_noise([0], condition),
+            schedule=SigmaSchedule.from_config(base.scheduler_config), steps=steps,
+            guidance=base.defaults.sample_guidance_scale, progress=lambda step: bar.update(),
+        ).cpu()  # fmt: skip
+    noisy = mix(latents, initial_noise([1], condition), torch.full((1,), oracle.LEVEL))
+    given = oracle.inputs(transformer, noisy, text, condition)
+    ours = oracle.our_prediction(transformer, given)
     del transformer
-    release(device)
-    if compare:
-        difference = compare_with_diffusers(base, ours, given, dtype)
-        same = difference <= TOLERANCE[dtype]
-        print(f"one step against diffusers: relative difference {difference:.2e} ({'equal' if same else 'DIFFERENT'})")
-        passed = passed and same
-    print("everything passed" if passed else "SOMETHING IS WRONG: see above")
-    return passed
+    release(plan.device)
+    return result, {name: value if value is None else value.cpu() for name, value in given.items()}, ours
 
 
-def _check_losses(transformer, latents: Tensor, text: TextEmbeddings, condition: Condition) -> bool:
-    variance, passed = float(latents.var()), True
-    for level, loss in losses(transformer, latents, text, condition).items():
-        bound = gaussian_loss(variance, level)
-        inside = LOWEST_SHARE * bound <= loss <= HIGHEST_SHARE * bound
-        passed = passed and inside
-        print(
-            f"sigma {level:.2f}: loss {loss:.4f}, expected {LOWEST_SHARE * bound:.4f} to {HIGHEST_SHARE * bound:.4f}"
-            f" ({'ok' if inside else 'OUTSIDE'})"
-        )
-    return passed
+def compare(base: Base, given: dict, ours: Tensor, plan: Room, report: Report) -> None:
+    """One prediction of diffusers' own transformer on the same inputs."""
+    file = base.transformer_file
+    try:
+        with report.part("diffusers' transformer"):
+            theirs, place = oracle.load(file, plan.device, plan.dtype)
+            difference = oracle.relative_difference(ours, oracle.their_prediction(theirs, place, given))
+            del theirs
+            release(plan.device)
+    except oracle.Skipped as reason:
+        report.check(ORACLE, None, str(reason))
+        return
+    allowed = oracle.tolerance(file, plan.precision)
+    words = f"relative difference {difference:.2e}, at most {allowed:.0e} for {plan.precision}"
+    report.check(ORACLE, difference <= allowed, words, difference=difference, allowed=allowed)
 
 
-def _write(pixels: Tensor, path: Path) -> None:
-    values = ((pixels[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.frombytes("RGB", (values.shape[1], values.shape[0]), bytes(values.numpy().tobytes())).save(path)
-    print(f"wrote {path}")
+def side_of(text: str) -> int:
+    """A picture's side: a multiple of 16, at least 64."""
+    value = int(text)
+    if value < 64 or value % 16:
+        raise argparse.ArgumentTypeError(f"{text} is no multiple of 16 from 64 on")
+    return value
 
 
-def main() -> int:
-    """Returns 0 if everything passed, 1 if not, 2 if the base cannot be read."""
+def blocks_of(text: str) -> int | str:
+    """A number of blocks, or all."""
+    if text != "all" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is neither a number of blocks nor all")
+    return text if text == "all" else int(text)
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="folder, hub id or single file")
+    parser.add_argument("--transformer", type=Path, help="a single file or folder instead of the base's transformer")
     parser.add_argument("--ae", type=Path, help="for a single file: its VAE")
     parser.add_argument("--clip_l", type=Path, help="for a single file: CLIP-L")
     parser.add_argument("--t5xxl", type=Path, help="for a single file: T5-XXL")
-    parser.add_argument("--image", type=Path, help="a picture; one is generated if not given")
-    parser.add_argument("--prompt", default="a photograph")
-    parser.add_argument("--side", type=int, default=512, help="pixels, a multiple of 16")
-    parser.add_argument("--output_dir", type=Path, default=Path("output/verify"))
-    parser.add_argument("--no_diffusers", action="store_true", help="skip the comparison (it needs 24 GB of RAM)")
-    given = parser.parse_args()
+    parser.add_argument("--image", type=Path, help="a photograph, best; a circle is drawn if none is given")
+    parser.add_argument("--prompt", help="what the picture shows (default: a photograph)")
+    parser.add_argument("--side", type=side_of, default=512, help="pixels, a multiple of 16 (default: 512)")
+    parser.add_argument(
+        "--steps", type=whole, help=f"of inpainting (default: the base's, at most {LARGEST_DEFAULT_STEPS})"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("output/verify"), help="default: output/verify")
+    parser.add_argument("--no_diffusers", action="store_true", help="skip the comparison")
+    memory = parser.add_argument_group("memory", "the keys of [memory], as in training; what is not given is chosen")
+    memory.add_argument("--base_precision", choices=("fp32", "bf16", "fp16", "int8", "fp8", "nf4"))
+    memory.add_argument("--blocks_to_swap", type=blocks_of, metavar="NUMBER|all")
+    memory.add_argument("--modulation_on_cpu", action=argparse.BooleanOptionalAction)
+    memory.add_argument("--vram_budget_gb", type=positive, help="default: 95%% of what is free")
+    memory.add_argument("--ram_budget_gb", type=positive, help="default: 95%% of what is free")
+    return parser
+
+
+def main(words: list[str] | None = None) -> int:
+    """Returns 0 if everything passed, 1 if not, else the exit code of what went wrong."""
+    options = arguments().parse_args(words)
     allocator.configure()
-    keys = {"ae": given.ae, "clip_l": given.clip_l, "t5xxl": given.t5xxl}
+    keys = {key: getattr(options, key) for key in ("transformer", "ae", "clip_l", "t5xxl")}
+    report = Report(choose_device(None))
+    code = 0
     try:
-        base = Base.open(ModelTable(pretrained_model_name_or_path=given.base, **keys))
-        passed = verify(base, given.image, given.output_dir, given.side, given.prompt, not given.no_diffusers)
+        base = Base.open(ModelTable(pretrained_model_name_or_path=options.base, **keys))
+        try:
+            verify(base, options, report)
+        except torch.OutOfMemoryError as error:
+            advice = "try a smaller --vram_budget_gb or --side, or --base_precision nf4 --blocks_to_swap all"
+            raise OutOfMemory(f"the device ran out of memory in: {report.parts[-1].name}; {advice}") from error
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0 if passed else 1
+        report.stopped, code = str(error), error.exit_code
+    report.write(options.output_dir)
+    return code or (0 if report.passed else 1)
 
 
 if __name__ == "__main__":

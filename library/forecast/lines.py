@@ -11,12 +11,9 @@ from library.forecast.work import Size, encode_of
 from library.models import cost
 from library.models.cost import GB, Card, Memory, Setting, Work
 from library.models.encoders import FLUX_ENCODERS, Encoders
-from library.models.keymap import linear_shapes
 from library.models.machine import Machine
 from library.models.shape import FluxShape
 
-REFERENCE_FULL_MODEL = 1_000_000_000
-"""Parameters from which a base is no toy: smaller ones are trained on a CPU, where times mean nothing."""
 LEAST_SHOWN = 0.005 * GB
 ESTIMATE = "An estimate from peak figures, not a measurement."
 PNG_BYTES = 3
@@ -56,7 +53,7 @@ def memory_lines(what: str, phases: Mapping[str, Memory]) -> list[str]:
 
 
 def _training_time(run: Run, shape: FluxShape, setting: Setting, work: Work, card: Card | None) -> str:
-    if _is_toy(shape):
+    if cost.is_toy(shape):
         return "time: not estimated (the base is a toy)"
     known = card or cost.REFERENCE_CARD
     seconds = cost.step_seconds(shape, setting, work, known) * work.micro_steps
@@ -71,10 +68,6 @@ def _training_time(run: Run, shape: FluxShape, setting: Setting, work: Work, car
 
 def _card_words(card: Card | None) -> str:
     return card.name if card else f"{cost.REFERENCE_CARD.name} (no known card found here)"
-
-
-def _is_toy(shape: FluxShape) -> bool:
-    return sum(out * width for out, width in linear_shapes(shape).values()) < REFERENCE_FULL_MODEL
 
 
 def _duration(seconds: float) -> str:
@@ -112,7 +105,7 @@ def caching_lines(
     lines = [f"largest batch of the VAE: {encode.images_at_once} x {encode.width} x {encode.height} pixels"]
     lines = (lines if encode.pixels else []) + memory_lines("VRAM", vram) + memory_lines("RAM", ram)
     lines.append(f"disk: {num_bytes / GB:.2f} GB to write, {free / GB:.1f} GB free")
-    if encoders.t5 < REFERENCE_FULL_MODEL:
+    if encoders.t5 < cost.FULL_MODEL:
         return [*lines, "time: not estimated (the base is a toy)"]
     texts, images = cost.encoding_seconds(encode, device.card or cost.REFERENCE_CARD, encoders)
     beside = ", class images not counted" if class_images is not None else ""
@@ -146,7 +139,7 @@ def inference_lines(
     lines += memory_lines("RAM", cost.inference_ram(shape, setting, work, encode))
     size = PNG_BYTES * sum(width * height for width, height in results.values())
     lines.append(f"disk: at most {size / GB:.3f} GB for {len(results)} pictures")
-    if _is_toy(shape):
+    if cost.is_toy(shape):
         return [*lines, "time: not estimated (the base is a toy)"]
     seconds = cost.painting_seconds(shape, setting, picture, work.text, device.card or cost.REFERENCE_CARD)
     each = seconds / picture.batch

@@ -52,7 +52,7 @@ class Choice:
 
     def toml(self, num_blocks: int) -> list[str]:
         """The choice as lines of a TOML file."""
-        return ["[memory]", *(f"{key} = {_toml(value)}" for key, value in self.values(num_blocks).items())]
+        return ["[memory]", *(f"{key} = {toml_value(value)}" for key, value in self.values(num_blocks).items())]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def budget_words(memory: MemoryTable, machine: Machine) -> str:
     return f"{words} (ram_budget_gb not set: {machine.free / GB:.1f} GB free, {MARGIN / GB:.0f} GB of it left alone)"
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A boolean, a number or a plain word as TOML writes it."""
     return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -79,6 +79,24 @@ def shape_of_config(config: dict) -> FluxShape:
     )
 
 
+def diffusers_config(shape: FluxShape) -> dict:
+    """The `transformer/config.json` that makes diffusers build this shape: the reverse of `shape_of_config`."""
+    return {
+        "_class_name": "FluxTransformer2DModel",
+        "patch_size": 1,
+        "in_channels": shape.in_channels,
+        "out_channels": shape.out_channels,
+        "num_layers": shape.double_blocks,
+        "num_single_layers": shape.single_blocks,
+        "attention_head_dim": shape.head_dim,
+        "num_attention_heads": shape.heads,
+        "joint_attention_dim": shape.text_width,
+        "pooled_projection_dim": shape.pooled_width,
+        "guidance_embeds": shape.guidance,
+        "axes_dims_rope": list(shape.axes_dim),
+    }
+
+
 def shape_of_diffusers_tensors(shapes: dict[str, tuple[int, ...]]) -> FluxShape:
     """The shape of a diffusers checkpoint that comes without its config.json."""
     hidden, in_channels = shapes["x_embedder.weight"]

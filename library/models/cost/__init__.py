@@ -43,12 +43,22 @@ from library.models.cost.time import (
     step_seconds,
 )
 from library.models.cost.training import activations, training_phases, training_ram, training_vram
-from library.models.cost.weights import Weights, dequantised, places, swapped_blocks, weights
+from library.models.cost.weights import (
+    FULL_MODEL,
+    Weights,
+    dequantised,
+    is_toy,
+    num_parameters,
+    places,
+    swapped_blocks,
+    weights,
+)
 
 __all__ = [
     "CARDS",
     "CUDA_CONTEXT",
     "FRAGMENTATION",
+    "FULL_MODEL",
     "GB",
     "OPTIMIZER_BYTES",
     "PAGED_BYTES",
@@ -70,7 +80,9 @@ __all__ = [
     "encoding_seconds",
     "inference_phases",
     "inference_ram",
+    "is_toy",
     "largest",
+    "num_parameters",
     "painting_seconds",
     "places",
     "step_flops",

@@ -18,6 +18,10 @@ VECTOR_LAYERS = ("time_in", "vector_in", "guidance_in", "final_layer.adaLN_modul
 """Outside the blocks, the layers of `FluxTransformer.vector_linears`."""
 
 
+FULL_MODEL = 1_000_000_000
+"""Parameters from which a base is no toy: smaller ones are trained on a CPU, where a forecast means nothing."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """Bytes of the base by where they may live: per block, modulation, everything else.
@@ -45,6 +49,16 @@ class Places:
     streamed: float
     modulation: float
     largest_block: float
+
+
+def num_parameters(shape: FluxShape) -> int:
+    """Weights of the transformer's linears: 11.9e9 for FLUX.1 Fill."""
+    return sum(out * width for out, width in linear_shapes(shape).values())
+
+
+def is_toy(shape: FluxShape) -> bool:
+    """Whether the base is smaller than anything that a forecast is made for."""
+    return num_parameters(shape) < FULL_MODEL
 
 
 def stored_bytes(out_features: int, in_features: int, precision: str) -> float:
