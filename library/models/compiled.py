@@ -74,9 +74,13 @@ def _from_inputs(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class Region:
-    """A compiled function of tensors whose first two axes, where there are more than two, may have any size."""
+    """A compiled function of tensors.
 
-    def __init__(self, function: Callable, backend: str | Callable):
+    any_length: one graph for any size of the first two axes of inputs that have more; otherwise one for each size.
+    """
+
+    def __init__(self, function: Callable, backend: str | Callable, any_length: bool = True):
+        self.prepare = _of_any_length if any_length else lambda tensor: tensor
         self.compiled = torch.compile(
             function, backend=backend, fullgraph=True, isolate_recompiles=True, recompile_limit=VARIANTS
         )
@@ -84,9 +88,9 @@ class Region:
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The function's outputs. Without a gradient to compute there is one graph, whatever the inputs require."""
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-            return self.compiled(*map(_of_any_length, inputs))
+            return self.compiled(*map(self.prepare, inputs))
         with torch.no_grad():
-            return self.compiled(*(_of_any_length(tensor.detach()) for tensor in inputs))
+            return self.compiled(*(self.prepare(tensor.detach()) for tensor in inputs))
 
 
 def _of_any_length(tensor: Tensor) -> Tensor:
@@ -96,18 +100,19 @@ def _of_any_length(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def compile_elementwise(ops: Elementwise, backend: str | Callable = "inductor") -> None:
-    """Replace the functions that all blocks of a model share; they are compiled in the first step that calls them."""
-    rotated, joint = Region(plain_rotated_norm, backend), Region(plain_joint_norm, backend)
-    clipped = Region(plain_gated_sum, backend)
-    ops.modulated_norm = Region(plain_modulated_norm, backend)
-    ops.gated_norm = Region(plain_gated_norm, backend)
+def compile_elementwise(ops: Elementwise, backend: str | Callable = "inductor", any_length: bool = True) -> None:
+    """Replace the functions that all blocks of a model share; they are compiled in the first step that calls them.
+
+    any_length: see `Region`.
+    """
+    region = lambda function: Region(function, backend, any_length)
+    rotated, joint, clipped = region(plain_rotated_norm), region(plain_joint_norm), region(plain_gated_sum)
+    ops.modulated_norm = region(plain_modulated_norm)
+    ops.gated_norm = region(plain_gated_norm)
     # Without fp16's clipping this is one kernel already.
     ops.gated_sum = lambda x, gate, value: (clipped if x.dtype == torch.float16 else gated_sum)(x, gate, value)
     ops.rotated_norm = lambda x, scale, table: rotated(x, scale, _real(table))
-    ops.joint_norm = lambda txt, img, txt_scale, img_scale, table: joint(
-        txt, img, txt_scale, img_scale, _real(table)
-    )  # fmt: skip
+    ops.joint_norm = lambda *inputs: joint(*inputs[:-1], _real(inputs[-1]))
 
 
 def _real(table: Tensor) -> Tensor:
