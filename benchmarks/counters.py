@@ -1,11 +1,14 @@
 """Count what one training step costs, without noise: FLOPs, kernels, memory traffic and peak activations.
 
 The step runs on fake tensors at any size, so a laptop counts the 12B model: `python -m benchmarks.counters`.
-Arms: InFlux, diffusers' transformer with PEFT, and with LyCORIS. Definitions:
+Arms: InFlux (eager, and with torch_compile), diffusers' transformer with PEFT, and with LyCORIS. Definitions:
   kernels   operators that compute or copy (views and allocations are free)
   traffic   bytes those operators read and write, matrix products and attention not counted
   flops     matrix products; attention is counted apart, its backward pass as 2.5 times its forward
   peak      live bytes of everything the step allocates but the trained parameters' gradients
+Operators are the CPU's: there RMSNorm is eight of them, which CUDA fuses, in every eager arm alike.
+Of a compiled region, kernels and traffic are those that inductor plans after fusing (`scheduled.py`): for each kernel
+the bytes of the buffers it reads and writes. What lives only inside a region is not in the peak.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +29,20 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.scheduled import Scheduler
 from library.config.tables.network import NetworkTable
 from library.flow.packing import image_ids
+from library.models.compiled import compile_elementwise
 from library.models.flux import FluxTransformer
 from library.models.shape import FluxShape
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_int_mm", "_scaled_mm")
 ATTENTION = "scaled_dot_product"
 ALLOCATIONS = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
-GATES = {"kernels": 15_343, "traffic_gb": 242.0, "flops_ratio": 0.89, "peak_gb": {512: 1.09, 1024: 2.63}}
+GATES = {
+    "kernels": 15_343, "traffic_gb": 242.0, "compiled_traffic_gb": 160.0, "flops_ratio": 0.89,
+    "peak_gb": {512: 1.09, 1024: 2.63},
+}  # fmt: skip
 
 
 @dataclass
@@ -60,8 +69,24 @@ class Counter(TorchDispatchMode):
         self.counts = Counts()
         self.events: list[tuple[int, int]] = []
         self.live: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.aside = False
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Without this, compiled functions would run eagerly below a dispatch mode."""
+        return True
+
+    def compiled(self, kernels: int, moved: int, outputs: Sequence[Any]) -> None:
+        """Count a compiled graph, whose operators were not counted one by one."""
+        self.counts.kernels += kernels
+        self.counts.traffic_gb += moved / 1e9
+        for tensor in outputs:
+            if isinstance(tensor, Tensor):
+                self._follow(tensor)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if self.aside:
+            return func(*args, **(kwargs or {}))
         inputs = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)]
         before = {_storage(tensor) for tensor in inputs}
         result = func(*args, **(kwargs or {}))
@@ -120,11 +145,11 @@ def _product_flops(name: str, inputs: list[Tensor]) -> float:
     return 2.0 * left.numel() * right.shape[-1]
 
 
-def count(step: Callable[[], None], parameters: list[Tensor]) -> Counts:
+def count(step: Callable[[], None], parameters: list[Tensor], counter: Counter | None = None) -> Counts:
     """Run `step` (forward and backward, gradients from None) and count it."""
     for parameter in parameters:
         parameter.grad = None
-    counter = Counter()
+    counter = counter or Counter()
     with counter:
         step()
     gradients = {_storage(parameter.grad) for parameter in parameters if parameter.grad is not None}
@@ -166,16 +191,43 @@ def materialise(*modules: nn.Module) -> None:
 
 def influx(step: Step) -> Counts:
     """InFlux's transformer and its fused LoRA."""
+    with fake_tensors():
+        run, _, parameters = influx_step(step)
+        return count(run, parameters)
+
+
+def influx_compiled(step: Step) -> Counts:
+    """The same with torch_compile; one graph for each size, whose bytes are then exact."""
+    counter: Counter | None = None
+
+    def report(kernels: int, moved: int, outputs: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+        if counter is None:
+            return outputs()
+        counter.aside = True
+        made = outputs()
+        counter.aside = False
+        counter.compiled(kernels, moved, made)
+        return made
+
+    with fake_tensors(), torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+        run, model, parameters = influx_step(step)
+        compile_elementwise(model.ops, Scheduler(report), any_length=False)
+        run()
+        counter = Counter()
+        return count(run, parameters, counter)
+
+
+def influx_step(step: Step) -> tuple[Callable[[], None], FluxTransformer, list[Tensor]]:
+    """Forward and backward of InFlux on fake tensors; its transformer and what it trains."""
     from library.networks import build
 
-    with fake_tensors():
-        model = FluxTransformer(step.shape, dtype=torch.bfloat16)
-        model.runner.checkpointing = True
-        parameters = build(NetworkTable(network_dim=step.rank), model).attach()
-        given = step.inputs()
-        # The rotation table is remembered between steps.
-        model._rotation_table(given["image_ids"])
-        return count(lambda: model(**given).float().square().mean().backward(), parameters)
+    model = FluxTransformer(step.shape, dtype=torch.bfloat16)
+    model.runner.checkpointing = True
+    parameters = build(NetworkTable(network_dim=step.rank), model).attach()
+    given = step.inputs()
+    # The rotation table is remembered between steps.
+    model._rotation_table(given["image_ids"])
+    return lambda: model(**given).float().square().mean().backward(), model, parameters
 
 
 def diffusers_model(shape: FluxShape) -> nn.Module:
@@ -242,7 +294,9 @@ def lycoris(step: Step) -> Counts:
     return counts
 
 
-ARMS: dict[str, Callable[[Step], Counts]] = {"influx": influx, "diffusers+peft": peft, "diffusers+lycoris": lycoris}
+ARMS: dict[str, Callable[[Step], Counts]] = {
+    "influx": influx, "influx, compiled": influx_compiled, "diffusers+peft": peft, "diffusers+lycoris": lycoris,
+}  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -36,6 +36,10 @@ class Segment(nn.Module):
         """Every stream's gate, broadcastable to its output; a view of the inputs."""
         raise NotImplementedError
 
+    def gated_sum(self, residual: Tensor, gate: Tensor, value: Tensor) -> Tensor:
+        """One stream's output from its residual, its gate and its last linear's output."""
+        return gated_sum(residual, gate, value)
+
     def last_linears(self) -> tuple[Linear, ...]:
         """Every stream's last linear."""
         raise NotImplementedError
@@ -50,7 +54,8 @@ def run(segment: Segment, inputs: Tensors) -> Tensors:
     residuals, last_inputs = segment.body(*inputs)
     gates, lasts = segment.gates(*inputs), segment.last_linears()
     return tuple(
-        gated_sum(residual, gate, last(x)) for residual, gate, last, x in zip(residuals, gates, lasts, last_inputs)
+        segment.gated_sum(residual, gate, last(x))
+        for residual, gate, last, x in zip(residuals, gates, lasts, last_inputs)
     )
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from library.memory.attention import Attention
-from library.memory.checkpoint import Segment, gated_sum
+from library.memory.checkpoint import Segment
 from library.memory.linear import Linear
-from library.models.elementwise import EPSILON, Elementwise
+from library.models.elementwise import Elementwise, join_gelu
 from library.models.shape import FluxShape
 
 
@@ -24,9 +24,6 @@ class RmsScale(nn.Module):
     def __init__(self, width: int, **factory):
         super().__init__()
         self.scale = nn.Parameter(torch.empty(width, **factory), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.scale, EPSILON)
 
 
 class QueryKeyNorm(nn.Module):
@@ -85,9 +82,9 @@ class DoubleBlock(Segment):
         residuals, last_inputs = [], []
         for (x, mod, attention, mlp), output in zip(streams, attended):
             _, _, gate, shift, scale, _ = mod.split(1, dim=1)
-            x = gated_sum(x, gate, attention.proj(output))
+            x, normalised = self.ops.gated_norm(x, gate, attention.proj(output), shift, scale)
             residuals.append(x)
-            last_inputs.append(F.gelu(mlp[0](self.ops.modulated_norm(x, shift, scale)), approximate="tanh"))
+            last_inputs.append(F.gelu(mlp[0](normalised), approximate="tanh"))
         return tuple(residuals[::-1]), tuple(last_inputs[::-1])
 
     def _attend(self, streams: tuple, table: Tensor) -> Tensor:
@@ -98,13 +95,15 @@ class DoubleBlock(Segment):
             parts.append(attention.queries_keys_values(self.ops.modulated_norm(x, shift, scale)))
         (txt_q, txt_k, txt_v), (img_q, img_k, img_v) = parts
         txt_norm, img_norm = (attention.norm for _, _, attention, _ in streams)
-        rotated = self.ops.rotated_norm
-        q = torch.cat([txt_norm.query_norm(txt_q), rotated(img_q, img_norm.query_norm.scale, table)], dim=1)
-        k = torch.cat([txt_norm.key_norm(txt_k), rotated(img_k, img_norm.key_norm.scale, table)], dim=1)
+        q = self.ops.joint_norm(txt_q, img_q, txt_norm.query_norm.scale, img_norm.query_norm.scale, table)
+        k = self.ops.joint_norm(txt_k, img_k, txt_norm.key_norm.scale, img_norm.key_norm.scale, table)
         return self.attention(q, k, torch.cat([txt_v, img_v], dim=1)).flatten(2)
 
     def gates(self, img: Tensor, txt: Tensor, img_mod: Tensor, txt_mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
         return img_mod[:, 5:], txt_mod[:, 5:]
+
+    def gated_sum(self, residual: Tensor, gate: Tensor, value: Tensor) -> Tensor:
+        return self.ops.gated_sum(residual, gate, value)
 
     def last_linears(self) -> tuple[Linear, ...]:
         return self.img_mlp[2], self.txt_mlp[2]
@@ -118,7 +117,7 @@ class SingleBlock(Segment):
         self.attention = attention
         self.ops = ops
         self.heads = shape.heads
-        self.widths = (3 * shape.hidden, shape.mlp)
+        self.widths = (shape.hidden, shape.hidden, shape.hidden, shape.mlp)
         self.linear1 = Linear(shape.hidden, sum(self.widths), **factory)
         self.linear2 = Linear(shape.hidden + shape.mlp, shape.hidden, **factory)
         self.norm = QueryKeyNorm(shape.head_dim, **factory)
@@ -127,14 +126,18 @@ class SingleBlock(Segment):
     def body(self, x: Tensor, mod: Tensor, table: Tensor):
         """Inputs: the joint stream (B, T, h), its modulation (B, 3, h) and the rotation table."""
         shift, scale, _ = mod.split(1, dim=1)
-        qkv, mlp = self.linear1(self.ops.modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(2)
+        # One split, so that the four gradients meet in one copy.
+        *qkv, mlp = self.linear1(self.ops.modulated_norm(x, shift, scale)).split(self.widths, dim=-1)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in qkv)
         q = self.ops.rotated_norm(q, self.norm.query_norm.scale, table)
         k = self.ops.rotated_norm(k, self.norm.key_norm.scale, table)
-        return (x,), (self.ops.join_gelu(self.attention(q, k, v).flatten(2), mlp),)
+        return (x,), (join_gelu(self.attention(q, k, v).flatten(2), mlp),)
 
     def gates(self, x: Tensor, mod: Tensor, table: Tensor) -> tuple[Tensor, ...]:
         return (mod[:, 2:],)
+
+    def gated_sum(self, residual: Tensor, gate: Tensor, value: Tensor) -> Tensor:
+        return self.ops.gated_sum(residual, gate, value)
 
     def last_linears(self) -> tuple[Linear, ...]:
         return (self.linear2,)

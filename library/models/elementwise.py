@@ -1,8 +1,7 @@
-"""The blocks' element-wise parts: written for eager execution, or as plain functions that a compiler fuses.
+"""The blocks' element-wise parts, fused by hand as far as torch's own operators go; `compiled.py` has them compiled.
 
-Between its matrix products a block moves more bytes than the products do. Eager execution fuses by hand what torch
-has fused operators for; compiled, each part becomes one kernel forward and one backward (RMSNorm and RoPE together).
-Compiling these functions, and not whole blocks, works with every precision, streaming, adapters and checkpointing.
+Between its matrix products a block moves more bytes than the products do, and all of those parts are here. Gelu, also
+where it joins attention, is one pass each way already, and no compiler does better.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from library.models.rope import rotate
+from library.memory.checkpoint import gated_sum
+from library.models.rope import join_rotated, rotate
 
 EPSILON = 1e-6
 
@@ -30,9 +30,25 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, width, eps=EPSILON), scale)
 
 
+def gated_norm(x: Tensor, gate: Tensor, value: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The next residual x + gate * value, and its `modulated_norm`."""
+    x = gated_sum(x, gate, value)
+    return x, modulated_norm(x, shift, scale)
+
+
 def rotated_norm(x: Tensor, scale: Tensor, table: Tensor) -> Tensor:
     """RMSNorm(x) * scale over heads (B, T, H, D), its image tokens (the last of T) rotated by the table (N, D/2)."""
-    return rotate(F.rms_norm(x, (x.shape[-1],), scale, EPSILON), table)
+    return rotate(rms_norm(x, scale), table)
+
+
+def joint_norm(txt: Tensor, img: Tensor, txt_scale: Tensor, img_scale: Tensor, table: Tensor) -> Tensor:
+    """The streams (B, L, H, D) and (B, N, H, D), each with its own RMSNorm, as (B, L + N, H, D); the image rotated."""
+    return join_rotated(rms_norm(txt, txt_scale), rms_norm(img, img_scale), table)
+
+
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """RMSNorm(x) * scale over the last axis."""
+    return F.rms_norm(x, (x.shape[-1],), scale, EPSILON)
 
 
 def join_gelu(attended: Tensor, mlp: Tensor) -> Tensor:
@@ -57,37 +73,12 @@ class _JoinGelu(torch.autograd.Function):
         return grad[..., : ctx.width], grad_mlp
 
 
-def plain_modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`modulated_norm` for a compiler."""
-    return F.layer_norm(x, (x.shape[-1],), eps=EPSILON) * scale + shift
-
-
-def plain_rotated_norm(x: Tensor, scale: Tensor, cosine_sine: Tensor) -> Tensor:
-    """`rotated_norm` for a compiler: real arithmetic, nothing in place. cosine_sine: (N, D/2, 2)."""
-    x = F.rms_norm(x, (x.shape[-1],), scale, EPSILON)
-    text = x.shape[1] - cosine_sine.shape[0]
-    cosine, sine = cosine_sine[:, None].unbind(-1)
-    even, odd = x[:, text:].to(cosine.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
-    return torch.cat([x[:, :text], turned.to(x.dtype)], dim=1)
-
-
-def plain_join_gelu(attended: Tensor, mlp: Tensor) -> Tensor:
-    """`join_gelu` for a compiler."""
-    return torch.cat([attended, F.gelu(mlp, approximate="tanh")], dim=-1)
-
-
 @dataclass
 class Elementwise:
-    """The functions that the blocks call; one object shared by all blocks of a model."""
+    """The functions that the blocks call and a compiler can improve on; one object shared by all blocks of a model."""
 
     modulated_norm: Callable[[Tensor, Tensor, Tensor], Tensor] = modulated_norm
+    gated_norm: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = gated_norm
+    gated_sum: Callable[[Tensor, Tensor, Tensor], Tensor] = gated_sum
     rotated_norm: Callable[[Tensor, Tensor, Tensor], Tensor] = rotated_norm
-    join_gelu: Callable[[Tensor, Tensor], Tensor] = join_gelu
-
-    def compile(self, backend: str) -> None:
-        """Replace the functions by compiled ones. They are compiled by the first step of each new bucket size."""
-        compiled = torch.compile(plain_rotated_norm, backend=backend)
-        self.modulated_norm = torch.compile(plain_modulated_norm, backend=backend)
-        self.rotated_norm = lambda x, scale, table: compiled(x, scale, torch.view_as_real(table))
-        self.join_gelu = torch.compile(plain_join_gelu, backend=backend)
+    joint_norm: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] = joint_norm

@@ -1,4 +1,4 @@
-"""Rotary position embedding over FLUX's three axes, applied in place to queries and keys of image tokens.
+"""Rotary position embedding over FLUX's three axes, applied to queries and keys of image tokens.
 
 Text tokens have the ids (0, 0, 0), whose rotation is the identity, so they are skipped. Angles are computed in
 float64 and the rotation in float32 (or in float64 for float64 inputs), as diffusers' `FluxPosEmbed` does.
@@ -46,6 +46,25 @@ class _Rotate(torch.autograd.Function):
         result[:, :text].copy_(grad[:, :text])
         result[:, text:].copy_(_rotated(grad[:, text:], ctx.table.conj()))
         return result, None
+
+
+def join_rotated(text: Tensor, image: Tensor, table: Tensor) -> Tensor:
+    """cat([text, rotated image], 1) of (B, L, H, D) and (B, N, H, D): the rotation writes where the image goes."""
+    return _JoinRotated.apply(text, image, table)
+
+
+class _JoinRotated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, text: Tensor, image: Tensor, table: Tensor) -> Tensor:
+        ctx.table, ctx.text = table, text.shape[1]
+        joined = image.new_empty(image.shape[0], text.shape[1] + image.shape[1], *image.shape[2:])
+        joined[:, : ctx.text].copy_(text)
+        joined[:, ctx.text :].copy_(_rotated(image, table))
+        return joined
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad[:, : ctx.text], _rotated(grad[:, ctx.text :], ctx.table.conj()).to(grad.dtype), None
 
 
 def _rotated(x: Tensor, table: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from library.memory.attention import Attention
 from library.memory.offload import InHostMemory
 from library.models import quantized
 from library.models.checkpoint_file import TransformerFile
+from library.models.compiled import compile_elementwise
 from library.models.flux import FluxTransformer
 from library.models.load import Residence, load_transformer, plain_name
 
@@ -66,4 +67,4 @@ def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
         assert runner.checkpointing
         runner.keep_attention = True
     if memory.torch_compile:
-        model.ops.compile(memory.dynamo_backend)
+        compile_elementwise(model.ops, memory.dynamo_backend)

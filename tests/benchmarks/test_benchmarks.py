@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, loading, modulation, precision, step
+from benchmarks import counters, first_step, loading, modulation, precision, step
 from library.memory.precision import QUANTISED
 from library.models.shape import FluxShape
 
@@ -17,7 +17,7 @@ KERNEL_RATIO, TRAFFIC_RATIO = 15_343 / 17_433, 241.9 / 295.7
 @pytest.fixture(scope="module")
 def shallow() -> dict[str, counters.Counts]:
     shape = FluxShape(double_blocks=1, single_blocks=2)
-    return counters.measure(counters.Step(shape), ["influx", "diffusers+peft"])
+    return counters.measure(counters.Step(shape), ["influx", "influx, compiled", "diffusers+peft"])
 
 
 def test_a_step_costs_less_than_the_gates(shallow) -> None:
@@ -26,6 +26,17 @@ def test_a_step_costs_less_than_the_gates(shallow) -> None:
     assert ours.kernels <= KERNEL_RATIO * theirs.kernels
     assert ours.traffic_gb <= TRAFFIC_RATIO * theirs.traffic_gb
     assert ours.peak_gb < theirs.peak_gb
+
+
+def test_compiling_saves_what_its_gate_says(shallow) -> None:
+    eager, compiled = shallow["influx"], shallow["influx, compiled"]
+    assert compiled.product_tflop == eager.product_tflop and compiled.attention_tflop == eager.attention_tflop
+    assert (
+        0
+        < compiled.traffic_gb
+        <= counters.GATES["compiled_traffic_gb"] / counters.GATES["traffic_gb"] * (eager.traffic_gb)
+    )
+    assert 0 < compiled.kernels < eager.kernels and compiled.peak_gb <= eager.peak_gb
 
 
 def test_the_counter_counts(shallow) -> None:
@@ -41,7 +52,10 @@ def test_the_recorded_counts_of_the_full_model_hold_the_gates(pixels) -> None:
     ours, theirs = (counters.Counts(**record["arms"][arm]) for arm in ("influx", "diffusers+peft"))
     assert ours.peak_gb <= counters.GATES["peak_gb"][pixels]
     assert ours.kernels <= counters.GATES["kernels"]
+    compiled = counters.Counts(**record["arms"]["influx, compiled"])
+    assert compiled.kernels < ours.kernels and compiled.peak_gb <= ours.peak_gb
     if pixels == 512:
+        assert compiled.traffic_gb <= counters.GATES["compiled_traffic_gb"]
         assert ours.traffic_gb <= counters.GATES["traffic_gb"]
         assert ours.tflop <= counters.GATES["flops_ratio"] * theirs.tflop
 
@@ -122,3 +136,13 @@ def test_a_toy_t5_stays_in_its_file(tmp_path) -> None:
     resident, mapped = (loading.measure_t5(tmp_path / "t5.safetensors", way, captions=1) for way in (False, True))
     blocks = resident.file_gb - 32128 * 512 * 2 / 1e9
     assert resident.loaded_gb - mapped.loaded_gb > 0.8 * blocks
+
+
+def test_the_recorded_first_steps_cost_only_the_first_of_their_kind() -> None:
+    record = json.loads((RESULTS / "first_step.json").read_text(encoding="utf-8"))
+    assert record["cpu"] and record["gpu"] == "not measured"
+    for rows in (value for value in record.values() if isinstance(value, list)):
+        assert [row["what"] for row in rows[:-1]] == [f"step, {b} x {h} x {w}" for b, h, w in first_step.SIZES]
+        compiled = {0, next(index for index, (batch, _, _) in enumerate(first_step.SIZES) if batch > 1)}
+        others = [row["beyond"] for index, row in enumerate(rows[:-1]) if index not in compiled]
+        assert max(others) < 0.2 * min(rows[index]["beyond"] for index in compiled)

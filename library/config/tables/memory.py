@@ -54,8 +54,9 @@ class MemoryTable(Table):
     optimizer_offload: bool = key(False, reads="train", rerun=True)
     """Keep the optimizer's state in RAM."""
     torch_compile: bool = key(False, reads="train infer", rerun=True)
-    """Compile the element-wise parts of the blocks (RMSNorm with RoPE, modulation, gelu) into single kernels. The
-    first step of each new bucket size takes about a minute longer."""
+    """Compile what stands between the blocks' matrix products (RMSNorm with RoPE; gate, residual and modulated norm)
+    into few kernels. The first step takes 30 s longer, and so does the first one of several samples (21 s); further
+    bucket sizes take nothing. Measured on a CPU (python -m benchmarks.first_step), on a GPU not yet."""
     dynamo_backend: str = key("inductor", reads="train infer", rerun=True, only_with="torch_compile")
     """Backend of torch_compile."""
     attention_backend: Literal["auto", "flash", "efficient", "cudnn", "math"] = key(
