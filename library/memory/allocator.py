@@ -30,10 +30,20 @@ def configure(environment: MutableMapping[str, str] = os.environ, version: str |
     """
     if any(name in environment for name in USERS_OWN):
         return False
-    found = tuple(int(part) for part in (version or importlib.metadata.version("torch")).split(".")[:2])
-    if found < KNOWN_SINCE:
+    if _numbers(version or _installed()) < KNOWN_SINCE:
         return False
     environment[VARIABLE] = settings()
     if "torch" in sys.modules:
         sys.modules["torch"]._C._accelerator_setAllocatorSettings(environment[VARIABLE])
     return True
+
+
+def _installed() -> str:
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # a torch built in place, or none: its import will say so
+        return "0.0"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])

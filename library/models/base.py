@@ -22,7 +22,7 @@ from library.models.hub import component_folder
 from library.models.readers import Reader, SafetensorsReader, weight_files
 from library.models.scaled_fp8 import Unscaled
 from library.models.shape import FluxShape
-from library.models.single_files import component_file
+from library.models.single_files import component_file, holds
 
 if TYPE_CHECKING:
     import torch
@@ -219,6 +219,8 @@ class Base:
         given = getattr(self.table, key)
         if given is not None:
             return Path(given)
+        if self.is_single_file and Path(self.name).is_file() and holds(Path(self.name), key):
+            return Path(self.name)
         if self.is_single_file or not self.name:
             raise ModelError(f"{self.name} holds the transformer alone: set {key} to a folder or file as well")
         return self._folder(folder)

@@ -7,6 +7,7 @@ whose name speaks of a scale is either understood here or refused.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING
 
 from library.errors import ModelError
@@ -43,6 +44,8 @@ class Unscaled(Reader):
         lost = [scale for weight, scale in self.scales.items() if weight not in self.shapes]
         if lost:
             raise ModelError(f"{self.source}: these scales belong to no weight: {', '.join(lost[:8])}")
+        for weight, scale in self.scales.items():
+            self._require_per_row(weight, scale)
 
     def num_bytes(self) -> int:
         return self.reader.num_bytes()
@@ -55,9 +58,7 @@ class Unscaled(Reader):
         if name not in self.scales:
             return value
         scale = self.reader.read_to(self.scales[name], device).float()
-        if scale.ndim == 1 and scale.numel() > 1:
-            scale = scale[:, None]
-        return value.float() * scale
+        return value.float() * scale.reshape(-1, *[1] * (value.ndim - 1))
 
     def will_need(self, names: Iterable[str]) -> None:
         self.reader.will_need(names)
@@ -83,6 +84,12 @@ class Unscaled(Reader):
         dtype = self.reader.dtypes.get(weight)
         if dtype is not None and dtype not in FP8:
             raise ModelError(f"{self.source}: {scale} scales {weight}, whose dtype is {dtype} and not fp8")
+
+    def _require_per_row(self, weight: str, scale: str) -> None:
+        """One number for the weight or one per row; scales of blocks would be multiplied wrongly, or not at all."""
+        shape, rows = self.reader.shapes[scale], self.shapes[weight][:1]
+        if math.prod(shape) != 1 and shape not in (rows, (*rows, 1)):
+            raise ModelError(f"{self.source}: {scale} has the shape {shape}: InFlux reads one scale per weight or row")
 
     def _require_known_format(self, name: str) -> None:
         content = json.loads(bytes(self.reader.read(name).tolist()))

@@ -8,19 +8,66 @@ from __future__ import annotations
 from pathlib import Path
 
 from library.errors import ModelError
-from library.models.checkpoint_file import single_file
+from library.models.checkpoint_file import LISTED, OTHER_MODELS, single_file
+from library.models.keymap import PREFIXES
 from library.models.readers import Reader, Renamed
 
+ALL_IN_ONE = {
+    "ae": ("vae.", "first_stage_model."), "clip_l": ("text_encoders.clip_l.",), "t5xxl": ("text_encoders.t5xxl.",),
+}  # fmt: skip
 VAE_PREFIXES = ("", "vae.", "first_stage_model.")
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 FLUX_SCALING, FLUX_SHIFT = 0.3611, 0.1159
 CLIP_HEAD = 64
+CLIP_EXTRAS = ("logit_scale", "text_projection", "vision_model.", "visual_projection.", "embeddings.position_ids")
+"""What whole CLIP models have beside the text encoder's own tensors: all of it for comparing with pictures."""
+T5_EXTRAS = ("logit_scale", "spiece_model")
+GGUF_EMBEDDING, GGUF_OUTPUT = "token_embd.weight", "output.weight"
+GGUF_T5 = {
+    "attn_q": "layer.0.SelfAttention.q", "attn_k": "layer.0.SelfAttention.k", "attn_v": "layer.0.SelfAttention.v",
+    "attn_o": "layer.0.SelfAttention.o", "attn_rel_b": "layer.0.SelfAttention.relative_attention_bias",
+    "attn_norm": "layer.0.layer_norm", "ffn_norm": "layer.1.layer_norm",
+    "ffn_gate": "layer.1.DenseReluDense.wi_0", "ffn_up": "layer.1.DenseReluDense.wi_1",
+    "ffn_down": "layer.1.DenseReluDense.wo",
+}  # fmt: skip
+"""llama.cpp's names inside a block of T5, in which text encoders as GGUF come."""
 
 
 def component_file(kind: str, path: Path) -> tuple[Reader, dict]:
     """Reader (under the library's names) and configuration of a single file; kind: 'ae', 'clip_l' or 't5xxl'."""
     reader = single_file(path)
     return {"ae": _vae, "clip_l": _clip, "t5xxl": _t5}[kind](reader)
+
+
+def holds(path: Path, kind: str) -> bool:
+    """Whether an all-in-one file has this part beside its transformer."""
+    return any(name.startswith(ALL_IN_ONE[kind]) for name in single_file(path).shapes)
+
+
+def _part(reader: Reader, kind: str, marker: str, extras: tuple[str, ...]) -> Reader:
+    """One model's tensors of a file that may hold others: those with the prefix that `marker` has there.
+
+    extras: beginnings of names that belong to the model, but that nothing here needs.
+    """
+    prefixes = [name.removesuffix(marker) for name in reader.shapes if name.endswith(marker)]
+    if len(prefixes) != 1:
+        raise ModelError(f"{reader.source} is no {kind}: it has {len(prefixes)} tensors named {marker} instead of one")
+    prefix = prefixes[0]
+    names = {name[len(prefix) :]: name for name in reader.shapes if name.startswith(prefix)}
+    outside = [name for name in reader.shapes if not name.startswith((prefix, *PREFIXES[:-1], *OTHER_MODELS, *extras))]
+    if outside:
+        raise ModelError(f"{reader.source}: {', '.join(outside[:LISTED])} belong to no model that InFlux knows")
+    return Renamed(reader, {new: old for new, old in names.items() if not new.startswith(extras)})
+
+
+def _t5_name(name: str) -> str:
+    """llama.cpp's name of a T5 tensor -> transformers'."""
+    if name == GGUF_EMBEDDING:
+        return "shared.weight"
+    parts = name.split(".")
+    if parts[:2] == ["enc", "blk"] and parts[3] in GGUF_T5:
+        return f"encoder.block.{parts[2]}.{GGUF_T5[parts[3]]}.{'.'.join(parts[4:])}"
+    return name.replace("enc.output_norm", "encoder.final_layer_norm")
 
 
 def _vae(reader: Reader) -> tuple[Reader, dict]:
@@ -83,9 +130,8 @@ def _vae_config(reader: Reader) -> dict:
 
 
 def _clip(reader: Reader) -> tuple[Reader, dict]:
-    shapes = {name.removeprefix("text_model."): shape for name, shape in reader.shapes.items()}
-    if "embeddings.token_embedding.weight" not in shapes:
-        raise ModelError(f"{reader.source} is no CLIP text encoder: it has no embeddings.token_embedding.weight")
+    reader = _part(reader, "CLIP text encoder", "embeddings.token_embedding.weight", CLIP_EXTRAS)
+    shapes = reader.shapes
     vocabulary, width = shapes["embeddings.token_embedding.weight"]
     return reader, {
         "vocab_size": vocabulary,
@@ -103,13 +149,16 @@ def _clip(reader: Reader) -> tuple[Reader, dict]:
 
 
 def _t5(reader: Reader) -> tuple[Reader, dict]:
-    shapes = reader.shapes
     first = "encoder.block.0.layer.0.SelfAttention"
-    if f"{first}.q.weight" not in shapes or f"{first}.relative_attention_bias.weight" not in shapes:
-        raise ModelError(f"{reader.source} is no T5 encoder: it has no {first}.q.weight")
+    if GGUF_EMBEDDING in reader.shapes:
+        reader = Renamed(reader, {_t5_name(name): name for name in reader.shapes if name != GGUF_OUTPUT})
+    reader = _part(reader, "T5 encoder", f"{first}.relative_attention_bias.weight", T5_EXTRAS)
+    shapes = reader.shapes
     buckets, heads = shapes[f"{first}.relative_attention_bias.weight"]
     inner, width = shapes[f"{first}.q.weight"]
-    embedding = next(shapes[n] for n in ("shared.weight", "encoder.embed_tokens.weight") if n in shapes)
+    embedding = next((shapes[n] for n in ("shared.weight", "encoder.embed_tokens.weight") if n in shapes), None)
+    if embedding is None or f"{first}.q.weight" not in shapes:
+        raise ModelError(f"{reader.source} is no whole T5 encoder: it lacks shared.weight or {first}.q.weight")
     return reader, {
         "vocab_size": embedding[0],
         "d_model": width,

@@ -40,8 +40,8 @@ class CacheTable(Table):
     t5xxl_precision: Literal["bf16", "fp8", "int8", "fp32"] = key("bf16", reads="cache infer")
     """Precision of T5's weights while captions are encoded. fp8 and int8 fit smaller cards."""
     t5xxl_layer_by_layer: bool | None = key(None, reads="cache infer")
-    """Send all captions through one layer of T5 at a time, so that its weights cross to the GPU once. Chosen by the
-    card's memory if not set."""
+    """Send all captions through one layer of T5 at a time, so that its weights cross to the GPU once and stay
+    in their file meanwhile. Chosen by the card's memory if not set."""
     cache_workers: int | None = key(None, ge=0)
     """Threads that decode and resize images; one less than the CPU cores, at most 8, if not set."""
     skip_bad: bool = key(False, aliases=("skip_bad_images",), reads="cache train")

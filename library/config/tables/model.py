@@ -14,7 +14,8 @@ class ModelTable(Table):
 
     pretrained_model_name_or_path: str | None = key(None, path="model")
     """The base: a folder in diffusers layout, a hub id (black-forest-labs/FLUX.1-Fill-dev), or a single file with
-    the transformer (.safetensors, .gguf); a single file needs ae, clip_l and t5xxl beside it. Required."""
+    the transformer (.safetensors, .gguf); a single file needs ae, clip_l and t5xxl beside it, if it does not hold them.
+    Required."""
     revision: str | None = key(None)
     """Branch, tag or commit on the hub, if the base is a hub id."""
     variant: str | None = key(None)
@@ -33,7 +34,7 @@ class ModelTable(Table):
     clip_l: FilePath | None = key(None, reads="cache train infer", path="path", exists="cache infer")
     """A CLIP-L text encoder to use instead of the base's: folder or clip_l.safetensors."""
     t5xxl: FilePath | None = key(None, reads="cache infer", path="path", exists="cache infer")
-    """A T5-XXL text encoder to use instead of the base's: folder, t5xxl_fp16.safetensors or a scaled fp8 file."""
+    """A T5-XXL text encoder to use instead of the base's: folder, t5xxl_fp16.safetensors, (scaled) fp8 or GGUF."""
     clip_tokenizer: FilePath | None = key(None, reads="cache train infer", path="path", exists="cache infer")
     """Folder of the CLIP tokenizer, if it is not in the base and the built-in vocabulary is not wanted."""
     t5_tokenizer: FilePath | None = key(None, reads="cache infer", path="path", exists="cache infer")
