@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import numpy
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "BF16": "<u2"}
+_NUMPY_TYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U64": "<u8",
+    "U32": "<u4", "U16": "<u2",
+}  # fmt: skip
 
 
 class Stored:
@@ -38,7 +41,7 @@ class Stored:
             raw = numpy.frombuffer(file.read(self.info.end - self.info.begin), _NUMPY_TYPES.get(self.info.dtype, "u1"))
         if self.info.dtype == "BF16":
             raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
-        return raw.reshape(self.shape)
+        return raw.reshape(self.shape) if raw.size == self.info.num_elements else raw
 
     def __float__(self) -> float:
         return float(self.values().reshape(()))

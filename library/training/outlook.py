@@ -96,6 +96,7 @@ def _require_thumbnail(run: Run) -> None:
 
 def _placed(run: Run, message: str) -> str:
     """The message behind the place where the first of the keys it names was written."""
+    keys = {name for table in (run.network, run.saving, run.optimizer) for name in type(table).model_fields}
     words = [*re.findall(r"\w+", message), "network_module"]
-    where = next((run.origins[word] for word in words if word in run.origins), "")
+    where = next((run.origins[word] for word in words if word in keys and word in run.origins), "")
     return f"{where}: {message}" if where else message
