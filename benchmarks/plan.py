@@ -179,10 +179,15 @@ def inputs(shape: FluxShape, work: Work) -> dict[str, Tensor]:
 
 
 def state_bytes(sizes: list[int], work: Work) -> int:
-    """What bitsandbytes' 8-bit AdamW keeps on the device for parameters of these sizes; 0 if it lives in RAM."""
-    assert work.optimizer == "AdamW8bit", f"count the state of {work.optimizer} first"
+    """What the optimizer keeps on the device for parameters of these sizes; 0 if it lives in RAM.
+
+    bitsandbytes' 8-bit AdamW: two bytes and the maxima of their blocks; Prodigy: four values in fp32.
+    """
     if work.optimizer_offload:
         return 0
+    if work.optimizer == "Prodigy":
+        return 16 * sum(sizes)
+    assert work.optimizer == "AdamW8bit", f"count the state of {work.optimizer} first"
     small = sum(8 * size for size in sizes if size < STATE_MINIMUM)
     return small + sum(2 * (size + 4 * -(-size // STATE_BLOCK)) for size in sizes if size >= STATE_MINIMUM)
 

@@ -89,7 +89,11 @@ def warnings_of(run: Run) -> Iterator[str]:
                 where = run.origins.get(prefix + name, "")
                 needs = info.only_with.replace("=", " = ").replace("|", " or ")
                 yield f"{where}: {name} does nothing here: it acts only with {needs}."
-        for names, message in table.cautions(run) if run.name in type(table).reads else ():
+        keys = {name: info for name, _, info in table.entries()}
+        for names, message in table.cautions(run):
+            read_here = run.name in type(table).reads or any(run.name in table.readers(keys[name]) for name in names)
+            if not read_here:
+                continue
             where = ", ".join(run.origins[prefix + name] for name in names if prefix + name in run.origins)
             yield f"{where}: {message}" if where else message
 

@@ -55,6 +55,7 @@ def edit(plan: Plan, run: Run, base: Base) -> None:
         texts = _encode_prompts(plan, run.cache, base, device)
         conditions = _encode_conditions(plan, run.cache, base, device)
         transformer = setup.load(base.transformer_file, device, dtype, run.memory)
+        setup.set_up_prediction(transformer, run.memory)
         _apply_networks(plan, transformer)
         vae = _load_vae(run.cache, base, device, "decoder")
         schedule = SigmaSchedule.from_config(base.scheduler_config)

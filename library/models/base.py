@@ -81,9 +81,7 @@ class Base:
     def transformer_file(self) -> TransformerFile:
         """The transformer's tensors (headers only), checked to be a whole FLUX.1 Fill transformer."""
         path = self.table.transformer or (self.name if self.is_single_file else self._folder("transformer"))
-        file = TransformerFile.open(Path(path), self.table.variant)
-        file.shape.require_fill(file.source)
-        return file
+        return TransformerFile.open(Path(path), self.table.variant)
 
     @property
     def shape(self) -> FluxShape:

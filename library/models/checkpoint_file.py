@@ -35,6 +35,8 @@ class TransformerFile:
         self.is_diffusers = "x_embedder.weight" in reader.shapes
         self.config = config
         self.reader = reader if self.is_diffusers else _without_prefix(reader)
+        # What the file is comes first: another model's tensors are no list of mistakes.
+        self.shape.require_fill(self.source)
         self._check()
 
     @classmethod

@@ -23,6 +23,7 @@ def require(memory: MemoryTable, shape: FluxShape, dtype: torch.dtype, able: Cap
     """Raise ConfigError for what this device cannot do with activations in `dtype`."""
     _require_arithmetic(memory, able)
     _require_room(memory, shape, dtype, able)
+    _require_compiler(memory)
     if memory.attention_backend != "auto":
         works = able.backends(dtype)
         if memory.attention_backend not in works:
@@ -58,6 +59,17 @@ def _require_arithmetic(memory: MemoryTable, able: Capability) -> None:
                 f"int8_arithmetic = true, but {able} cannot multiply in int8 (that takes 7.5 or newer, as RTX 20)."
                 " Remove the key: the base stays in int8, the arithmetic is as without it"
             )
+
+
+def _require_compiler(memory: MemoryTable) -> None:
+    if not memory.torch_compile:
+        return
+    known = torch._dynamo.list_backends(exclude_tags=())
+    if memory.dynamo_backend not in known:
+        raise ConfigError(
+            f"dynamo_backend = {memory.dynamo_backend!r} is no compiler that this torch has:"
+            f" {', '.join(sorted(known))}. inductor is the one to use"
+        )
 
 
 def _require_room(memory: MemoryTable, shape: FluxShape, dtype: torch.dtype, able: Capability) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from library.errors import ModelError
 from library.files import FileStat, atomic_folder, atomic_write
 from library.memory.precision import QUANTISED
@@ -76,6 +78,12 @@ class QuantizedFile:
         """The stored parts of a quantised weight; None for a plain tensor."""
         parts = self.parts.get(entry.name, [])
         return {part: self.reader.read(f"{entry.name}/{part}") for part in parts} if all(parts) and parts else None
+
+
+def one_at_a_time(folder: Path) -> FileLock:
+    """Held while a quantised base is looked for and made: of several processes one makes it, the others read it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
 
 
 def save(model: FluxTransformer, folder: Path, about: dict) -> None:

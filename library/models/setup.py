@@ -6,6 +6,7 @@ import torch
 
 from library.config.tables.memory import MemoryTable
 from library.memory.attention import Attention
+from library.memory.device import release
 from library.memory.offload import InHostMemory
 from library.models import quantized
 from library.models.checkpoint_file import TransformerFile
@@ -36,7 +37,15 @@ def load(
     memory: MemoryTable | None = None,
 ) -> FluxTransformer:
     """The frozen transformer as the memory table wants it."""
-    dtype = dtype or torch.float32
+    model = _load(file, device, dtype or torch.float32, memory)
+    # What quantising needed in between is given back: on a small card the first step could not use it in its pieces.
+    release(model.device)
+    return model
+
+
+def _load(
+    file: TransformerFile, device: torch.device | str, dtype: torch.dtype, memory: MemoryTable | None
+) -> FluxTransformer:
     if memory is None:
         return load_transformer(file, device, dtype)
     blocks = file.shape.double_blocks + file.shape.single_blocks
@@ -47,11 +56,12 @@ def load(
         return load_transformer(file, device, dtype, wanted, attention)
     quantized.require_quantised(wanted.precision, folder)
     about = quantized.description(file.reader.files, wanted, plain_name(dtype), file.shape)
-    if (folder / quantized.DESCRIPTION).is_file():
-        return load_transformer(quantized.QuantizedFile(folder, about), device, dtype, wanted, attention)
-    model = load_transformer(file, device, dtype, wanted, attention)
-    quantized.save(model, folder, about)
-    return model
+    with quantized.one_at_a_time(folder):
+        if not (folder / quantized.DESCRIPTION).is_file():
+            model = load_transformer(file, device, dtype, wanted, attention)
+            quantized.save(model, folder, about)
+            return model
+    return load_transformer(quantized.QuantizedFile(folder, about), device, dtype, wanted, attention)
 
 
 def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
@@ -66,5 +76,10 @@ def set_up_training(model: FluxTransformer, memory: MemoryTable) -> None:
     if memory.save_attention_outputs:
         assert runner.checkpointing
         runner.keep_attention = True
+    set_up_prediction(model, memory)
+
+
+def set_up_prediction(model: FluxTransformer, memory: MemoryTable) -> None:
+    """Compilation, as the memory table says: all there is to set up where nothing is trained."""
     if memory.torch_compile:
         compile_elementwise(model.ops, memory.dynamo_backend)

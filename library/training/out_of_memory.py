@@ -6,7 +6,7 @@ import torch
 
 from library.config.tables import CacheTable, MemoryTable
 
-GIGABYTE = 1 << 30
+GIGABYTE = 1e9
 
 
 @dataclass(frozen=True)

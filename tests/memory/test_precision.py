@@ -70,6 +70,15 @@ def test_nf4_is_bitsandbytes() -> None:
     assert torch.equal(stored("nf4", weight()).dequantized(torch.float32), functional.dequantize_4bit(packed, state))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nf4_by_bitsandbytes_own_product(dtype) -> None:
+    """The operator that a card uses; on a CPU it decodes, so its numbers are those of the decoded weight."""
+    storage, bias = stored("nf4", weight()), torch.randn(OUT, dtype=dtype)
+    x = torch.randn(3, 7, 2 * IN, dtype=dtype)[..., ::2]
+    expected = torch.nn.functional.linear(x.contiguous(), storage.dequantized(dtype), bias)
+    assert torch.equal(storage.multiplied_by_bitsandbytes(x, bias), expected)
+
+
 def test_nf4_by_its_definition() -> None:
     tensors = stored("nf4", weight()).home
     absmax = tensors["absmax_code"][tensors["absmax"].long()].view(

@@ -15,7 +15,7 @@ from library.models.keymap import entries
 from library.models.load import load_transformer
 from library.models.shape import FluxShape, diffusers_config
 from library.models.text import TextEmbeddings
-from tests.models.test_layouts import write_gguf
+from tests.models.test_gguf import write_gguf
 from tools.verify import oracle
 
 SHAPE = FluxShape(double_blocks=1, single_blocks=1)

@@ -27,6 +27,15 @@ def card(name: str, compute: tuple[int, int], gigabytes: float) -> Capability:
     return Capability(name, "cuda", compute, compute >= (8, 0), int(gigabytes * GIB), backends)
 
 
+def test_an_unknown_compiler_is_refused() -> None:
+    able = card("RTX 3090", (8, 6), 24)
+    small = FluxShape(hidden=128, heads=1, mlp=512, double_blocks=1, single_blocks=1)
+    wanted = MemoryTable(torch_compile=True, dynamo_backend="inductr")
+    with pytest.raises(ConfigError, match="inductr.*inductor"):
+        require(wanted, small, torch.bfloat16, able)
+    require(MemoryTable(torch_compile=True, dynamo_backend="aot_eager"), small, torch.bfloat16, able)
+
+
 PASCAL = card("GTX 1080", (6, 1), 8)
 TURING = card("RTX 2080 Ti", (7, 5), 11)
 AMPERE = card("RTX 3090", (8, 6), 24)

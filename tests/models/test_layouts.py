@@ -111,7 +111,9 @@ def test_broken_files_are_a_plain_message(tmp_path, file, content) -> None:
     ("channels", "message"), [(64, "FLUX.1 dev"), (448, r"ACE\+\+"), (200, "no FLUX.1 model known")]
 )
 def test_other_models_are_named_by_their_input_width(original, tmp_path, channels, message) -> None:
-    save_file({**original, "img_in.weight": torch.zeros(256, channels)}, tmp_path / "other.safetensors")
+    # with a tensor of its own as well: what the file is says more than that it is unknown
+    own = {"img_in.weight": torch.zeros(256, channels), "extra.weight": torch.zeros(1)}
+    save_file({**original, **own}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match=message):
         _ = Base.open(ModelTable(pretrained_model_name_or_path=str(tmp_path / "other.safetensors"))).shape
 

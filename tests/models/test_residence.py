@@ -165,6 +165,25 @@ def test_a_quantised_base_is_saved_and_reopened(folder, tmp_path, precision) -> 
         assert torch.equal(first(**given), again(**given))
 
 
+def test_two_processes_make_a_quantised_base_once(folder, tmp_path) -> None:
+    """The first makes it, the second waits and reads it; neither fails."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        made = [pool.submit(make_quantised, folder, tmp_path / "kept") for _ in range(2)]
+        sums = [one.result() for one in made]
+    assert sums[0] == sums[1]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["kept"]
+
+
+def make_quantised(folder, kept) -> float:
+    """Load with a quantised base in `kept`, in a process of its own."""
+    table = MemoryTable(base_precision="int8", save_quantized_base=kept)
+    model = load(TransformerFile.open(folder), dtype=torch.bfloat16, memory=table)
+    return float(model(**inputs(1, torch.float32)).float().sum())
+
+
 def test_a_quantised_base_of_something_else_is_refused(folder, tmp_path) -> None:
     file = TransformerFile.open(folder)
     load(file, dtype=torch.bfloat16, memory=MemoryTable(base_precision="int8", save_quantized_base=tmp_path / "kept"))

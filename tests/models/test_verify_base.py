@@ -16,7 +16,8 @@ from library.models.base import Base
 from library.models.checkpoint_file import TransformerFile
 from library.models.cost import GB
 from library.models.shape import FluxShape, diffusers_config, shape_of_config
-from tests.models.test_layouts import scaled, write_gguf
+from tests.models.layout_files import scaled
+from tests.models.test_gguf import write_gguf
 from tests.tiny import tiny_base
 from tools import verify_base
 from tools.verify import oracle, room
