@@ -130,15 +130,19 @@ def test_first_gradients_take_the_place_of_checkpoints() -> None:
     """At 512 px and rank 16 the checkpoints that leave (0.54 GB) are more than the gradients that come (0.16 GB)."""
     step = cost.training_phases(FULL, Setting("int8"), work())["training step"]
     assert step.parts["gradients"] == 0
-    offloaded = cost.training_phases(FULL, Setting("int8", offload=True), work())["training step"].parts["gradients"]
-    assert 0 < offloaded < 4 * 40_000_000
+
+    # Offloaded checkpoints leave nothing behind: the end of the backward pass is the worst, with fewer activations.
+    away = Setting("int8", offload=True)
+    offloaded = cost.training_phases(FULL, away, work())["training step"].parts
+    assert offloaded["gradients"] == 4 * 40_000_000
+    assert offloaded["activations"] < cost.activations(FULL, away, work())
 
 
 def test_a_moving_average_in_ram_and_clip_on_the_device() -> None:
     assert cost.training_ram(FULL, Setting(), work(use_ema=True)).parts["moving average"] == 160e6
     both = cost.training_phases(FULL, Setting(), work(clip=123_060_480))["training step"]
     assert both.parts["CLIP"] == 2 * 123_060_480
-    assert both.parts["activations"] > cost.activations(FULL, Setting(), work())
+    assert both.parts["CLIP's activations"] > 0
 
 
 def test_painting_is_settled_for_its_own_size() -> None:
