@@ -212,7 +212,7 @@ def _say(session: Session, plan: Plan, needs: Needs) -> None:
     for notice in plan.notices:
         log.info("note: %s", notice)
     log.info("%s", bucket_table(plan))
-    log.info("%s", subset_table(session.run.datasets, plan))
+    log.info("%s", subset_table(session.run.datasets, plan, session.scope.seed))
     log.info("%s", needs.summary(shutil.disk_usage(session.scope.folder).free))
 
 
