@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from library.conditioning import ModeSettings
+from library.conditioning import MODES, ModeSettings
 from library.config.tables import CacheTable, DatasetTable, SubsetTable
 from library.data.buckets import Bucketing
 from library.data.captions import CaptionSettings, variants
@@ -120,13 +120,26 @@ def make_plan(
             texts, name = caption_settings(subset, seed), names[number]
             planner = _Planner(dataset, subset, number, cache, encoding, seed)
             found = (pair(record, name, subset, known, texts, report) for record in listed[number])
-            items += [planner.item(checked, texts) for checked in found if checked is not None]
+            own = [planner.item(checked, texts) for checked in found if checked is not None]
+            _say_idle(subset, name, own, report)
+            items += own
             number += 1
     report.stop_if_bad(cache.skip_bad)
     if not items:
         report.bad("the data set", "no item is left")
         report.stop_if_bad(False)
     return Plan(tuple(items), names, tuple(report.notices), footprint=footprint)
+
+
+def _say_idle(subset: SubsetTable, name: str, items: list[PlannedItem], report: Report) -> None:
+    """Keys about masks that cannot act, where only the items show it: a table has a column of masks or none."""
+    if subset.metadata_file is None or not items or "mask" not in MODES[subset.mode].takes or subset.generate_mask:
+        return
+    masked = items[0].first.pair.mask is not None
+    keys = ("edit_mask_value",) if masked else ("full_mask_rate", "mask_dilation", "mask_jitter", "invert_mask")
+    for key in keys:
+        if subset.changed(key):
+            report.notice(f"{key} does nothing here: the items of {name} have {'masks' if masked else 'no masks'}")
 
 
 def caption_settings(subset: SubsetTable, seed: int) -> CaptionSettings:
