@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from library.conditioning import MODES, ModeSettings
@@ -100,9 +100,14 @@ def make_plan(
     workers: int = 1,
     rehash: bool = False,
     progress: Callable[[int], None] = lambda count: None,
+    report: Report | None = None,
 ) -> Plan:
-    """Look at everything the user named. Raises DataError with all that is bad at once (see skip_bad)."""
-    report = Report()
+    """Look at everything the user named. Raises DataError with all that is bad at once (see skip_bad).
+
+    report: where that goes instead if the caller has more to look at; `settled` then has the last word.
+    """
+    alone = report is None
+    report = report or Report()
     names = subset_names(datasets)
     if not names:
         report.bad("the configuration", "names no data: add [[datasets]] with [[datasets.subsets]]")
@@ -124,11 +129,17 @@ def make_plan(
             _say_idle(subset, name, own, report)
             items += own
             number += 1
-    report.stop_if_bad(cache.skip_bad)
-    if not items:
+    plan = Plan(tuple(items), names, (), footprint=footprint)
+    return settled(plan, report, cache.skip_bad) if alone else plan
+
+
+def settled(plan: Plan, report: Report, skip_bad: bool) -> Plan:
+    """The plan with all that was noticed. Raises DataError if there is something bad that is not skipped."""
+    report.stop_if_bad(skip_bad)
+    if not plan.items:
         report.bad("the data set", "no item is left")
         report.stop_if_bad(False)
-    return Plan(tuple(items), names, tuple(report.notices), footprint=footprint)
+    return replace(plan, notices=tuple(report.notices))
 
 
 def _say_idle(subset: SubsetTable, name: str, items: list[PlannedItem], report: Report) -> None:

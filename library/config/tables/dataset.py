@@ -109,7 +109,7 @@ class SubsetTable(Table):
     size_mismatch: Literal["error", "crop", "pad"] = key("error")
     """What to do with a pair whose images differ in aspect by more than one pixel of the smaller. Never stretched."""
     background_color: str = key("#ffffff")
-    """What is put behind transparent images."""
+    """What is put behind transparent images, also those of previews."""
     resize_interpolation: Interpolation | None = key(None)
     """How images are resized; lanczos up and area down if not set."""
     alpha_mask: bool = key(False)
@@ -125,7 +125,7 @@ class SubsetTable(Table):
     mask_jitter: int = key(0, ge=0, only_with=MASKS)
     """Pixels by which masks may grow, shrink and move at random, differently in each variant."""
     invert_mask: bool = key(False, only_with=MASK_FILES)
-    """Black is repainted instead of white."""
+    """Black is repainted instead of white, also in the masks of previews."""
     mask_only_right: bool = key(False, only_with="mode=spatial")
     """spatial: always repaint the right half; otherwise left or right at random."""
     edit_mask_value: float = key(1.0, ge=0, le=1, only_with="mode=edit")
