@@ -23,6 +23,7 @@ from library.data.plan import bucketings
 from library.data.previews import PlannedPreview, plan_previews
 from library.data.prompts import PreviewRequest
 from library.data.reader import Reader
+from library.data.report import Report
 from library.files import atomic_write
 from library.flow.draws import key_seed
 from library.flow.euler import SigmaSchedule
@@ -68,7 +69,8 @@ def _request(session: Session, ledger: Ledger) -> PlannedPreview:
         run.cache.class_prompt or "", width=bucketing.size[0], height=bucketing.size[1], mode="mask"
     )
     pixels = run.cache.max_image_pixels
-    (preview,) = plan_previews((request,), run.datasets, bucketing, session.images, ledger, pixels)
+    report = Report()
+    (preview,) = plan_previews((request,), run.datasets, bucketing, session.images, ledger, pixels, {}, report)
     return preview
 
 

@@ -21,7 +21,7 @@ from library.config.run import Run
 from library.data import lint
 from library.data.ledger import Ledger
 from library.data.manifest import make_manifest, write_manifest
-from library.data.plan import Plan, bucketings, make_plan
+from library.data.plan import Plan, bucketings, make_plan, settled
 from library.data.previews import plan_previews
 from library.data.prompts import preview_requests
 from library.data.recipe import TextEncoding
@@ -108,30 +108,33 @@ def workers_of(run: Run) -> int:
 
 
 def plan_of(session: Session, *, rehash: bool = False) -> Plan:
-    """Look at the data; what was learnt is kept even if the data set is refused."""
-    ledger = Ledger(session.scope.folder / "files.json")
+    """Look at the data and the previews; what was learnt is kept even if they are refused."""
+    run, ledger, report = session.run, Ledger(session.scope.folder / "files.json"), Report()
     with tqdm(desc="looking at images", unit="image", disable=None, leave=False) as bar:
         try:
+            requests = preview_requests(run.sampling, report)
             plan = make_plan(
-                session.run.datasets,
-                session.run.cache,
+                run.datasets,
+                run.cache,
                 session.images,
                 ledger,
                 seed=session.scope.seed,
                 workers=session.workers,
                 rehash=rehash,
                 progress=bar.update,
+                report=report,
             )
             previews = plan_previews(
-                preview_requests(session.run.sampling),
-                session.run.datasets,
-                bucketings(session.run.datasets[0])[0],
+                requests,
+                run.datasets,
+                bucketings(run.datasets[0])[0],
                 session.images,
                 ledger,
-                session.run.cache.max_image_pixels,
+                run.cache.max_image_pixels,
                 {item.first.look.mode: item.first.pair.source for item in reversed(plan.items)},
+                report,
             )
-            return replace(plan, previews=previews)
+            return settled(replace(plan, previews=previews), report, run.cache.skip_bad)
         finally:
             ledger.save()
 
@@ -244,7 +247,7 @@ def _say(session: Session, plan: Plan, needs: Needs) -> None:
     for notice in plan.notices:
         log.info("note: %s", notice)
     log.info("%s", bucket_table(plan))
-    log.info("%s", subset_table(session.run.datasets, plan))
+    log.info("%s", subset_table(session.run.datasets, plan, session.scope.seed))
     log.info("%s", needs.summary(shutil.disk_usage(session.scope.folder).free))
 
 

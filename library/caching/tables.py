@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from library.config.tables import DatasetTable
-from library.data.plan import Plan, PlannedItem, all_subsets
+from library.data.plan import Plan, all_subsets
 from library.data.recipe import Recipe
-from library.data.shares import share_table, shares
+from library.data.shares import share_table, shares, trained_counts
 
 
 def bucket_table(plan: Plan) -> str:
@@ -27,14 +25,9 @@ def bucket_table(plan: Plan) -> str:
     return "\n".join(["buckets:", *lines])
 
 
-def subset_table(datasets: tuple[DatasetTable, ...], plan: Plan) -> str:
-    """Each subset's items, repeats and share of an epoch."""
-    counts = _counts(plan.items, len(plan.subset_names))
-    return "subsets:\n" + share_table(shares(plan.subset_names, all_subsets(datasets), counts))
-
-
-def _counts(items: Iterable[PlannedItem], num_subsets: int) -> list[int]:
-    counts = [0] * num_subsets
-    for item in items:
-        counts[item.subset] += 1
-    return counts
+def subset_table(datasets: tuple[DatasetTable, ...], plan: Plan, seed: int) -> str:
+    """Each subset's items in training, repeats and share of an epoch; and what is held out."""
+    counts = trained_counts(plan.items, datasets, seed)
+    table = "subsets:\n" + share_table(shares(plan.subset_names, all_subsets(datasets), counts))
+    held = len(plan.items) - sum(counts)
+    return table + (f"\n  {held} items are held out for validation" if held else "")

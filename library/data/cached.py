@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from library.conditioning import MODES
 from library.conditioning.item import Condition
 from library.config.run import Run
+from library.config.tables import SubsetTable
 from library.data import readers
 from library.data.batches import Batch, Choice, Chooser, Gatherer, Use, gather_items, prefetched
 from library.data.listing import Listing, listed
@@ -51,15 +53,7 @@ class CachedDataset:
         self.datasets = listing.datasets
         self.items = listing.items
         self.held_out_items = listing.held_out_items
-        uses = [
-            Use(
-                subset.caption_dropout_rate,
-                subset.caption_dropout_every_n_epochs,
-                subset.full_mask_rate,
-                prior if subset.is_reg else 1.0,
-            )
-            for subset in all_subsets(listing.datasets)
-        ]
+        uses = [use_of(subset, prior) for subset in all_subsets(listing.datasets)]
         self._chooser = Chooser(self.reader, self.manifest.texts, uses, seed)
         self._gatherer = Gatherer(self.reader)
 
@@ -118,6 +112,16 @@ class CachedDataset:
         self.reader.close()
         if self.reading is not None:
             self.reading.close()
+
+
+def use_of(subset: SubsetTable, prior: float) -> Use:
+    """How the items of a subset are drawn from. prior: the weight of regularisation items."""
+    return Use(
+        subset.caption_dropout_rate,
+        subset.caption_dropout_every_n_epochs,
+        subset.full_mask_rate if "mask" in MODES[subset.mode].takes else 0.0,  # spatial's variants are its two halves
+        prior if subset.is_reg else 1.0,
+    )
 
 
 def open_cache(run: Run) -> CachedDataset:

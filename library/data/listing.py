@@ -9,12 +9,14 @@ import json
 from functools import cached_property
 from pathlib import Path
 
+from library.conditioning import MODES
 from library.config.run import Run
 from library.config.tables import DatasetTable
 from library.data.footprint import Footprint, changes
 from library.data.identities import identity_of
 from library.data.manifest import (
     Manifest,
+    ManifestItem,
     differences,
     manifest_path,
     manifests,
@@ -25,10 +27,9 @@ from library.data.order import Member
 from library.data.plan import all_subsets
 from library.data.prompts import plain, preview_requests
 from library.data.scope import scope_of
-from library.data.shares import Share, shares
-from library.data.store import Store
+from library.data.shares import Share, held_out, shares, trained_counts
+from library.data.store import Store, entry_facts
 from library.errors import CacheError
-from library.flow import draws
 from library.models.base import Base
 
 MOST_SAID = 20
@@ -41,7 +42,8 @@ class Listing:
         self.store = store
         self.manifest = manifest
         self.datasets = datasets
-        held = held_out(manifest, datasets, seed)
+        held = held_out(manifest.items, datasets, seed)
+        self._counts = trained_counts(manifest.items, datasets, seed)
         self.items = tuple(item for item in manifest.items if item.key not in held)
         self.held_out_items = tuple(item for item in manifest.items if item.key in held)
         if not self.items:
@@ -50,10 +52,22 @@ class Listing:
     @cached_property
     def shares(self) -> list[Share]:
         """Each subset's items, repeats and share of an epoch."""
-        counts = [0] * len(self.manifest.subsets)
-        for item in self.items:
-            counts[item.subset] += 1
-        return shares(self.manifest.subsets, all_subsets(self.datasets), counts)
+        return shares(self.manifest.subsets, all_subsets(self.datasets), self._counts)
+
+    @cached_property
+    def num_pairs(self) -> int:
+        """Items in training with a target of their own. A table says it for all its items: the first one tells."""
+        found = 0
+        for number, subset in enumerate(all_subsets(self.datasets)):
+            own = [item for item in self.items if item.subset == number]
+            if own and ("target" in MODES[subset.mode].needs or self._has_target(own[0])):
+                found += len(own)
+        return found
+
+    def _has_target(self, item: ManifestItem) -> bool:
+        entry = item.sizes[0][0]
+        facts = entry_facts(self.store.folder / self.store.where[entry])
+        return facts[entry]["made_of"].get("target") is not None
 
     @cached_property
     def members(self) -> list[Member]:
@@ -67,28 +81,6 @@ class Listing:
             repeats = self.shares[item.subset].repeats
             members.append(Member(item.key, repeats, (dataset, sizes), batch_size, len(sizes)))
         return members
-
-
-def held_out(manifest: Manifest, datasets: tuple[DatasetTable, ...], seed: int) -> set[str]:
-    """Keys of the items kept for validation: whole subsets, and a share of each data set."""
-    kept: set[str] = set()
-    first = 0
-    for dataset in datasets:
-        numbers = range(first, first + len(dataset.subsets))
-        first += len(dataset.subsets)
-        own = {number for number in numbers if dataset.subsets[number - numbers.start].is_validation}
-        kept |= {item.key for item in manifest.items if item.subset in own}
-        rest = [
-            item.key
-            for item in manifest.items
-            if item.subset in numbers and item.subset not in own
-            and not dataset.subsets[item.subset - numbers.start].is_reg
-        ]  # fmt: skip
-        split_seed = seed if dataset.validation_seed is None else dataset.validation_seed
-        if dataset.validation_split:
-            rest.sort(key=lambda key: draws.uniform(split_seed, "held out", key))
-            kept |= set(rest[: round(len(rest) * dataset.validation_split)])
-    return kept
 
 
 def listed(run: Run) -> Listing:

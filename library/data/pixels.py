@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from library.conditioning import MODES, Images
@@ -19,8 +19,6 @@ from library.data.images import MASK_THRESHOLD, read_mask, read_rgb
 from library.data.pictures import changed_cells, pictures_of, read_bytes
 from library.data.previews import PlannedPreview
 from library.data.recipe import Recipe
-
-WHITE = "#ffffff"
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,12 @@ def preview_item(preview: PlannedPreview) -> Item:
     if preview.image is None:
         blank = torch.zeros(3, geometry.height, geometry.width)
         return MODES[preview.mode].request(blank, torch.ones(1, geometry.height, geometry.width), preview.settings)
-    image = cut(read_rgb(read_bytes(preview.image), preview.max_pixels, WHITE), geometry, None, preview.image.region)
+    whole = read_rgb(read_bytes(preview.image), preview.max_pixels, preview.background)
+    image = cut(whole, geometry, None, preview.image.region)
     mask = None
     if preview.mask is not None:
         grey = cut(read_mask(read_bytes(preview.mask), preview.max_pixels), geometry, "bilinear")
+        grey = ImageChops.invert(grey) if preview.inverted else grey
         mask = torch.from_numpy(np.asarray(grey) >= MASK_THRESHOLD).float()[None]
     return MODES[preview.mode].request(to_tensor(image), mask, preview.settings)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from library.conditioning import ModeSettings
+from library.conditioning import MODES, ModeSettings
 from library.config.tables import CacheTable, DatasetTable, SubsetTable
 from library.data.buckets import Bucketing
 from library.data.captions import CaptionSettings, variants
@@ -100,9 +100,14 @@ def make_plan(
     workers: int = 1,
     rehash: bool = False,
     progress: Callable[[int], None] = lambda count: None,
+    report: Report | None = None,
 ) -> Plan:
-    """Look at everything the user named. Raises DataError with all that is bad at once (see skip_bad)."""
-    report = Report()
+    """Look at everything the user named. Raises DataError with all that is bad at once (see skip_bad).
+
+    report: where that goes instead if the caller has more to look at; `settled` then has the last word.
+    """
+    alone = report is None
+    report = report or Report()
     names = subset_names(datasets)
     if not names:
         report.bad("the configuration", "names no data: add [[datasets]] with [[datasets.subsets]]")
@@ -120,13 +125,32 @@ def make_plan(
             texts, name = caption_settings(subset, seed), names[number]
             planner = _Planner(dataset, subset, number, cache, encoding, seed)
             found = (pair(record, name, subset, known, texts, report) for record in listed[number])
-            items += [planner.item(checked, texts) for checked in found if checked is not None]
+            own = [planner.item(checked, texts) for checked in found if checked is not None]
+            _say_idle(subset, name, own, report)
+            items += own
             number += 1
-    report.stop_if_bad(cache.skip_bad)
-    if not items:
+    plan = Plan(tuple(items), names, (), footprint=footprint)
+    return settled(plan, report, cache.skip_bad) if alone else plan
+
+
+def settled(plan: Plan, report: Report, skip_bad: bool) -> Plan:
+    """The plan with all that was noticed. Raises DataError if there is something bad that is not skipped."""
+    report.stop_if_bad(skip_bad)
+    if not plan.items:
         report.bad("the data set", "no item is left")
         report.stop_if_bad(False)
-    return Plan(tuple(items), names, tuple(report.notices), footprint=footprint)
+    return replace(plan, notices=tuple(report.notices))
+
+
+def _say_idle(subset: SubsetTable, name: str, items: list[PlannedItem], report: Report) -> None:
+    """Keys about masks that cannot act, where only the items show it: a table has a column of masks or none."""
+    if subset.metadata_file is None or not items or "mask" not in MODES[subset.mode].takes or subset.generate_mask:
+        return
+    masked = items[0].first.pair.mask is not None
+    keys = ("edit_mask_value",) if masked else ("full_mask_rate", "mask_dilation", "mask_jitter", "invert_mask")
+    for key in keys:
+        if subset.changed(key):
+            report.notice(f"{key} does nothing here: the items of {name} have {'masks' if masked else 'no masks'}")
 
 
 def caption_settings(subset: SubsetTable, seed: int) -> CaptionSettings:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from library.conditioning import MODES, ModeSettings
-from library.config.tables import DatasetTable
+from library.config.tables import DatasetTable, SubsetTable
 from library.data.buckets import ALIGNMENT, Bucketing
 from library.data.geometry import WHOLE, Geometry, crop_box, same_aspect
 from library.data.images import BadImage
@@ -20,12 +20,16 @@ from library.data.recipe import FORMAT, ImageEncoding, digest
 from library.data.records import FileBlob
 from library.data.report import Report
 
+WHITE = "#ffffff"
 JOINED_TOLERANCE = 0.01  # of the canvas's aspect: its sides were rounded to a bucket's
 
 
 @dataclass(frozen=True)
 class PlannedPreview:
-    """One preview with everything that decides its condition. image None: painted from nothing but the prompt."""
+    """One preview with everything that decides its condition. image None: painted from nothing but the prompt.
+
+    background, inverted: what is behind a transparent image, and whether black is repainted, as in the data.
+    """
 
     fingerprint: str
     request: PreviewRequest
@@ -35,6 +39,8 @@ class PlannedPreview:
     image: Picture | None
     mask: Picture | None
     max_pixels: int
+    background: str
+    inverted: bool
 
     @property
     def pictures(self) -> list[Picture]:
@@ -59,28 +65,32 @@ def plan_previews(
     encoding: ImageEncoding,
     ledger: Ledger,
     max_pixels: int,
-    first: Mapping[str, Picture] | None = None,
+    first: Mapping[str, Picture],
+    report: Report,
 ) -> tuple[PlannedPreview, ...]:
-    """Check every preview. Raises DataError listing all that cannot be made.
+    """Check every preview; what cannot be made is reported.
 
     first: the first item's source of each mode, which a preview without an image of its own starts from.
     """
-    report = Report()
-    files = [path for request in requests for path in (request.image, request.mask) if path is not None]
+    files = [path for request in requests for path in _paths(request).values()]
     known = ledger.look([FileBlob(path, path.parent) for path in files], max_pixels)
     found = []
     for number, request in enumerate(requests, start=1):
         name = f"preview {number} ({request.prompt[:40]})"
         pictures = {role: _picture(path, known, name, report) for role, path in _paths(request).items()}
-        mode, settings = _mode(request, datasets)
-        if request.from_data and first and mode in first and "mask" not in MODES[mode].needs:
-            pictures["image"] = first[mode]
+        mode, like = _mode(request, datasets)
+        if "mask" in pictures and mode in MODES and "mask" not in MODES[mode].takes:
+            report.notice(f"{name}: its mask does nothing here: mode {mode} makes its own")
+            del pictures["mask"]
+        if request.from_data and mode in MODES and "mask" not in MODES[mode].needs:
+            if mode not in first and mode == like.mode and report.problems:
+                continue  # its image is among what is bad
+            pictures |= {"image": first[mode]} if mode in first else {}
         reason = _unfit(mode, request, pictures)
         if reason is not None:
-            report.bad(name, reason)
-        elif len(pictures) == sum(picture is not None for picture in pictures.values()):
-            found.append(_planned(request, mode, settings, bucketing, encoding, pictures, max_pixels))
-    report.stop_if_bad(False)
+            report.bad(name, reason, skippable=False)
+        elif None not in pictures.values():
+            found.append(_planned(request, mode, like, bucketing, encoding, pictures, max_pixels))
     return tuple(found)
 
 
@@ -91,20 +101,21 @@ def _paths(request: PreviewRequest) -> dict:
 def _picture(path, known: dict[str, Known | BadImage], name: str, report: Report) -> Picture | None:
     found = known[str(path)]
     if isinstance(found, BadImage):
-        report.bad(f"{name}, {path.name}", str(found))
+        report.bad(f"{name}, {path.name}", str(found), skippable=False)
         return None
     return Picture(FileBlob(path, path.parent), found)
 
 
-def _mode(request: PreviewRequest, datasets: tuple[DatasetTable, ...]) -> tuple[str, ModeSettings]:
-    """The mode a preview asks for, or the data's; of several, `mask` for a preview with a mask, else the first."""
+def _mode(request: PreviewRequest, datasets: tuple[DatasetTable, ...]) -> tuple[str, SubsetTable]:
+    """The mode a preview asks for, or the data's, and the first subset that trains it (any, if none does). Of several
+    modes, a preview with a mask takes `mask`, or another one that takes masks."""
     subsets = [subset for dataset in datasets for subset in dataset.subsets]
     trained = list(dict.fromkeys(subset.mode for subset in subsets))
     mode = request.mode
     if mode is None:
-        mode = "mask" if request.mask is not None and "mask" in trained and len(trained) > 1 else trained[0]
-    values = next((subset.edit_mask_value for subset in subsets if subset.mode == mode), 1.0)
-    return mode, ModeSettings(edit_mask_value=values, mask_only_right=True)
+        masked = sorted((one for one in trained if "mask" in MODES[one].takes), key=lambda one: one != "mask")
+        mode = masked[0] if request.mask is not None and masked else trained[0]
+    return mode, next((subset for subset in subsets if subset.mode == mode), subsets[0])
 
 
 def _unfit(mode: str, request: PreviewRequest, pictures: dict[str, Picture | None]) -> str | None:
@@ -113,7 +124,7 @@ def _unfit(mode: str, request: PreviewRequest, pictures: dict[str, Picture | Non
     needs_mask = "mask" in MODES[mode].needs
     if "image" not in pictures and not needs_mask:
         return f"mode {mode} needs a condition image: add --ci PATH"
-    if request.image is None and request.mask is not None:
+    if request.image is None and "mask" in pictures:
         return "--mask without --ci: add the image it belongs to"
     if request.image is not None and request.mask is None and needs_mask:
         return f"mode {mode} needs a mask: add --mask PATH"
@@ -126,7 +137,7 @@ def _unfit(mode: str, request: PreviewRequest, pictures: dict[str, Picture | Non
 def _planned(
     request: PreviewRequest,
     mode: str,
-    settings: ModeSettings,
+    like: SubsetTable,
     bucketing: Bucketing,
     encoding: ImageEncoding,
     pictures: dict[str, Picture | None],
@@ -139,6 +150,9 @@ def _planned(
         image = _left_of_joined(image, bucket)
     size = image.size if image is not None else bucket
     geometry = Geometry(*bucket, crop_box(size, bucket, (0.5, 0.5), unscaled=False))
+    settings = ModeSettings(like.edit_mask_value if like.mode == mode else 1.0, mask_only_right=True)
+    background = like.background_color if image is not None and image.facts.opaque < 1 else WHITE
+    inverted = like.invert_mask and mask is not None
     content = {
         "format": FORMAT,
         "kind": "preview",
@@ -147,9 +161,13 @@ def _planned(
         "image": image and image.identity,
         "mask": mask and mask.identity,
         "geometry": asdict(geometry),
+        **({"background": background} if background != WHITE else {}),
+        **({"invert": True} if inverted else {}),
         **asdict(encoding),
     }
-    return PlannedPreview(digest(content), request, mode, settings, geometry, image, mask, max_pixels)
+    return PlannedPreview(
+        digest(content), request, mode, settings, geometry, image, mask, max_pixels, background, inverted
+    )
 
 
 def _left_of_joined(image: Picture, bucket: tuple[int, int]) -> Picture:

@@ -55,17 +55,29 @@ KEYS: dict[str, str] = {
 TYPES = {field: kind for field, kind in OPTIONS.values()} | {"prompt": str}
 
 
-def preview_requests(table: SamplingTable) -> tuple[PreviewRequest, ...]:
-    """All previews of a run. Raises DataError listing everything wrong in the prompt file at once."""
-    report = Report()
-    found = list(_from_file(table.sample_prompts, report)) if table.sample_prompts is not None else []
-    found += _from_validation(table)
-    for request in found:
-        for role, path in (("--ci", request.image), ("--mask", request.mask)):
-            if path is not None and not path.is_file():
-                report.bad(request.prompt[:60] or "a preview", f"{role} {path} does not exist")
-    report.stop_if_bad(False)
-    return tuple(found)
+def preview_requests(table: SamplingTable, report: Report | None = None) -> tuple[PreviewRequest, ...]:
+    """All previews of a run. What is wrong goes to the caller's report; without one, DataError lists all of it."""
+    found = Report()
+    requests: list[PreviewRequest] = []
+    if table.sample_prompts is not None:
+        try:
+            requests += _from_file(table.sample_prompts, found)
+        except DataError as error:
+            found.bad(table.sample_prompts.name, str(error))
+    requests += _from_validation(table)
+    there = []
+    for request in requests:
+        paths = (("--ci", request.image), ("--mask", request.mask))
+        missing = [f"{role} {path}" for role, path in paths if path is not None and not path.is_file()]
+        for lost in missing:
+            found.bad(request.prompt[:60] or "a preview", f"{lost} does not exist")
+        there += [] if missing else [request]
+    lost = [replace(problem, skippable=False) for problem in found.problems]
+    if report is None:
+        Report(lost).stop_if_bad(False)
+    else:
+        report.problems += lost
+    return tuple(there)
 
 
 def _from_file(path: Path, report: Report) -> Iterator[PreviewRequest]:

@@ -11,10 +11,11 @@ MOST_LISTED = 200
 
 @dataclass(frozen=True)
 class Problem:
-    """An item (or subset) that cannot be used."""
+    """An item (or subset) that cannot be used. skippable: skip_bad goes on without it."""
 
     name: str
     reason: str
+    skippable: bool = True
 
 
 @dataclass
@@ -24,9 +25,9 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
-    def bad(self, name: str, reason: str) -> None:
+    def bad(self, name: str, reason: str, *, skippable: bool = True) -> None:
         """One item that cannot be used."""
-        self.problems.append(Problem(printable(name).replace("\n", "\\n"), printable(reason)))
+        self.problems.append(Problem(printable(name).replace("\n", "\\n"), printable(reason), skippable))
 
     def notice(self, text: str) -> None:
         """Something that was done and may surprise; said once."""
@@ -34,16 +35,21 @@ class Report:
             self.notices.append(printable(text))
 
     def stop_if_bad(self, skip_bad: bool) -> None:
-        """Raise DataError listing every bad item, unless the user chose to go on without them."""
-        if not self.problems:
-            return
-        if skip_bad:
+        """Raise DataError listing everything bad, but for the items that the user chose to go on without."""
+        stopping = [problem for problem in self.problems if not (skip_bad and problem.skippable)]
+        if stopping:
+            raise DataError(f"{listed(stopping)}\nNothing was encoded. {_advice(stopping, skip_bad)}")
+        if self.problems:
             self.notice(f"skip_bad: going on without {listed(self.problems)}")
-            return
-        raise DataError(
-            f"{listed(self.problems)}\n"
-            "Nothing was encoded. Mend or remove them, or set skip_bad = true to go on without them."
-        )
+
+
+def _advice(problems: list[Problem], skip_bad: bool) -> str:
+    skippable = sum(problem.skippable for problem in problems)
+    if skip_bad or not skippable:
+        return "Mend or remove them."
+    if skippable < len(problems):
+        return "Mend or remove them. (skip_bad = true goes on without bad items of the data, not without previews.)"
+    return "Mend or remove them, or set skip_bad = true to go on without them."
 
 
 def listed(problems: list[Problem]) -> str:

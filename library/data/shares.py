@@ -1,12 +1,25 @@
-"""How often each subset's items come: repeats, weights and regularisation, as shares of an epoch."""
+"""How often each subset's items come: repeats, weights and regularisation, as shares of an epoch; and which items are
+held out of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from library.config.tables import SubsetTable
+from library.config.tables import DatasetTable, SubsetTable
 from library.errors import ConfigError
+from library.flow import draws
+
+
+class Item(Protocol):
+    """A planned or a cached item."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def subset(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -67,9 +80,41 @@ def _balanced(repeats: list[float], subsets: Sequence[SubsetTable], counts: Sequ
 
 def share_table(found: list[Share]) -> str:
     """The shares as lines for people."""
+    found = [share for share in found if share.num_items] or found
     width = max(len(share.name) for share in found)
     lines = [
         f"  {share.name:<{width}}  {share.num_items:>6} items x {share.repeats:g} repeats = {share.share:6.1%}"
         for share in found
     ]
     return "\n".join(lines)
+
+
+def trained_counts(items: Sequence[Item], datasets: Sequence[DatasetTable], seed: int) -> list[int]:
+    """How many items of each subset are trained on, by the subset's number."""
+    held = held_out(items, datasets, seed)
+    counts = [0] * sum(len(dataset.subsets) for dataset in datasets)
+    for item in items:
+        counts[item.subset] += item.key not in held
+    return counts
+
+
+def held_out(items: Sequence[Item], datasets: Sequence[DatasetTable], seed: int) -> set[str]:
+    """Keys of the items kept for validation: whole subsets, and a share of each data set."""
+    kept: set[str] = set()
+    first = 0
+    for dataset in datasets:
+        numbers = range(first, first + len(dataset.subsets))
+        first += len(dataset.subsets)
+        own = {number for number in numbers if dataset.subsets[number - numbers.start].is_validation}
+        kept |= {item.key for item in items if item.subset in own}
+        rest = [
+            item.key
+            for item in items
+            if item.subset in numbers and item.subset not in own
+            and not dataset.subsets[item.subset - numbers.start].is_reg
+        ]  # fmt: skip
+        split_seed = seed if dataset.validation_seed is None else dataset.validation_seed
+        if dataset.validation_split:
+            rest.sort(key=lambda key: draws.uniform(split_seed, "held out", key))
+            kept |= set(rest[: round(len(rest) * dataset.validation_split)])
+    return kept

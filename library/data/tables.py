@@ -43,8 +43,11 @@ def table_records(subset: SubsetTable, path: Path, report: Report) -> Iterator[R
         record = table.record(f"{path.name} line {line}", row)
         if record is not None:
             yield record
-    if subset.caption_dir is not None and table.num_captions == len(rows):
-        report.notice(f"caption_dir is not read: {path.name} has a caption in every row")
+    idle = [] if table.num_captions < len(rows) else ["caption_dir", "caption_extension", "caption_per_line"]
+    idle += [] if table.looks_into_folders or (subset.caption_dir and not idle) else ["recursive"]
+    for name in idle:
+        if subset.changed(name):
+            report.notice(f"{name} does nothing here: {path.name} says it in every row")
 
 
 def _check_columns(
@@ -92,6 +95,11 @@ class _Table:
             for role, home in self.homes.items()
             if role in self.mode.takes and home is not None and names[role] not in columns
         }
+
+    @property
+    def looks_into_folders(self) -> bool:
+        """Whether some files are found by their names."""
+        return bool(self._beside)
 
     def record(self, name: str, row: dict[str, object]) -> Record | None:
         """The record of a row, or None after a report."""

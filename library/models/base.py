@@ -134,11 +134,9 @@ class Base:
         return _component(here._path(key, folder), stem, self.table.variant, key)
 
     def identity(self, part: Part) -> str:
-        """A hash of the contents of a part's files. Reads them all: callers remember it by the files' stat."""
-        digest = hashlib.sha256()
-        for file in self.files(part):
-            digest.update(f"{file.name}:{sha256_file(file)}\n".encode())
-        return digest.hexdigest()
+        """A hash of the contents of a part's files, whatever they are called. Reads them all: callers remember it by
+        the files' stat."""
+        return hashlib.sha256("\n".join(sorted(map(sha256_file, self.files(part)))).encode()).hexdigest()
 
     def load_transformer(
         self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, memory: MemoryTable | None = None

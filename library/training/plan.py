@@ -8,6 +8,7 @@ from library.config import resolved
 from library.config.run import Run
 from library.data.listing import Listing, listed
 from library.data.order import Order
+from library.data.shares import share_table
 from library.models.base import Base
 from library.networks import Plan
 from library.networks.shapes import factorized, trained, trained_of
@@ -47,12 +48,16 @@ def batches_per_epoch(listing: Listing, processes: int) -> int:
 
 
 def data_lines(run: Run, listing: Listing) -> list[str]:
-    """Items, pairs and buckets."""
+    """Items, pairs, shares and buckets."""
     subsets = [subset for dataset in run.datasets for subset in dataset.subsets]
     modes = Counter(subsets[item.subset].mode for item in listing.items)
     kinds = ", ".join(f"{count} {mode}" for mode, count in modes.items())
-    pairs = sum(subsets[item.subset].target_dir is not None for item in listing.items)
-    found = [f"items: {len(listing.items)} ({kinds}), {pairs} of them pairs; {len(listing.held_out_items)} held out"]
+    found = [
+        f"items: {len(listing.items)} ({kinds}), {listing.num_pairs} of them pairs; "
+        f"{len(listing.held_out_items)} held out"
+    ]
+    if len(subsets) > 1:
+        found += share_table(listing.shares).splitlines()
     buckets: Counter[tuple] = Counter()
     for member in listing.members:
         for size in member.group[1]:

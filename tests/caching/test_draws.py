@@ -12,8 +12,10 @@ from PIL import Image
 
 from library import caching
 from library.data.cached import open_cache
+from library.data.listing import listed
 from library.data.pictures import pictures_of
 from library.models.base import Base
+from library.training.plan import data_lines
 from tests.caching.conftest import EDIT, SIDE, picture, write_pairs
 from tests.caching.test_caching import cached
 
@@ -79,6 +81,29 @@ def test_held_out_items_are_never_trained_on(configured, tmp_path) -> None:
     assert {item.key for item in other.held_out_items} != held
     whole = cached(configured(f"{EDIT}---{EDIT}is_validation = true"))
     assert {item.key.split("/")[0] for item in whole.held_out_items} == {"train_A-2"}
+
+
+def test_printed_shares_are_those_of_training(pairs, configured, caplog) -> None:
+    """Held-out subsets have no share, and need no weight."""
+    caplog.set_level("INFO")
+    mask = f'{MASK}generate_mask = ["half"]\nsubset_weight = 1.0'
+    run = configured(f"{EDIT}subset_weight = 3.0---{mask}---{EDIT}is_validation = true")
+    caching.run(run)
+    lines = ["train_A        4 items x 3 repeats =  75.0%", "train_A-2       4 items x 1 repeats =  25.0%"]
+    assert all(" ".join(line.split()) in " ".join(caplog.text.split()) for line in lines)
+    assert "4 items are held out for validation" in caplog.text and "train_A-3 " not in caplog.text
+    planned = " ".join(" ".join(data_lines(run, listed(run))).split())
+    assert all(" ".join(line.split()) in planned for line in lines)
+    assert "items: 8 (4 edit, 4 mask), 4 of them pairs; 4 held out" in planned
+
+
+def test_pairs_from_a_table_are_counted(pairs, configured) -> None:
+    rows = "".join(f"train_A/{number}.png,train_B/{number}.png,red\n" for number in range(4))
+    (pairs / "items.csv").write_text("image,target,caption\n" + rows)
+    for mode in ('"edit"', '"mask"\ngenerate_mask = ["half"]'):
+        run = configured(f'metadata_file = "data/items.csv"\nmode = {mode}')
+        caching.run(run)
+        assert ", 4 of them pairs" in data_lines(run, listed(run))[0]
 
 
 def test_modes_mix_in_one_batch(pairs, configured) -> None:

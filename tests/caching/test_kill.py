@@ -19,6 +19,23 @@ from tests.caching.test_caching import contents
 ROOT = Path(__file__).parents[2]
 
 
+OWNER = ".lock-owner"  # every run writes it when its work on the cache begins
+
+
+def written(cache: Path, name: str) -> tuple[int, int] | None:
+    """Which writing of a file this is."""
+    try:
+        stat = (cache / name).stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
+def promises(cache: Path) -> list:
+    """The manifests there are: what a run writes last."""
+    return [written(cache, f"manifests/{path.name}") for path in (cache / "manifests").glob("*.json")]
+
+
 class Server:
     """A process that forks a child for every run of the command."""
 
@@ -62,10 +79,11 @@ def test_a_killed_run_loses_no_more_than_a_shard(trials, server, configured, tmp
         here = (*config, "--dataset_cache_dir", str(cache))
         for _ in range(draw.randint(1, 3)):
             before = len(Store(cache).where) if cache.is_dir() else 0
+            begun, promised = written(cache, OWNER), promises(cache)
             code, _ = server.run(*here, kill_after=draw.uniform(0, seconds))
             killed += code == -9
             after = Store(cache) if cache.is_dir() else None
-            mid_work += code == -9 and after is not None and (cache / "files.json").exists()
+            mid_work += code == -9 and written(cache, OWNER) != begun and promises(cache) == promised
             assert after is None or (len(after.where) >= before and not after.broken)
         assert server.run(*here)[0] == 0
         assert contents(cache) == expected

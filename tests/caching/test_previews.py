@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from library import caching
+from library.caching.run import plan_of
+from library.caching.session import Session
 from library.conditioning import MODES, ModeSettings
 from library.config.tables import SamplingTable
 from library.data.cached import open_cache
 from library.data.pixels import to_tensor
 from library.data.prompts import parse_line, preview_requests
+from library.data.scope import encodings, scope_of
+from library.data.store import Store
 from library.errors import CacheError, ConfigError, DataError
 from library.models.base import Base
 from tests.caching.conftest import EDIT, SIDE, picture
@@ -106,3 +111,61 @@ def test_a_mask_preview_without_an_image_paints_from_the_prompt(pairs, configure
     caching.run(run)
     (preview,) = open_cache(run).previews
     assert preview.condition.mask.shape == (1, 1, 32, 64) and preview.condition.mask.min() == 1
+
+
+def test_what_is_wrong_with_data_and_previews_is_one_report(pairs, configured, tmp_path) -> None:
+    """skip_bad is offered for items alone: a preview is not gone on without."""
+    (pairs / "train_A" / "2.png").write_bytes(b"no picture")
+    (pairs / "train_A" / "0.txt").write_text("x")
+    (tmp_path / "p.txt").write_text(
+        "a --ci nowhere.png\nb --zz 1\nc --ci data/train_A/0.txt\nd --ci data/train_A/1.png\n"
+    )
+    rest = '[sampling]\nsample_prompts = "p.txt"'
+    with pytest.raises(DataError) as error:
+        caching.run(configured(rest=rest))
+    message = str(error.value)
+    assert message.startswith("4 things that cannot be used") and "not without previews" in message
+    assert all(part in message for part in ("train_A/2.png", "nowhere.png", "p.txt line 2", "preview 1 (c), 0.txt"))
+    with pytest.raises(DataError) as error:
+        caching.run(configured(rest=rest, arguments=("--skip_bad",)))
+    assert str(error.value).startswith("3 things") and "skip_bad" not in str(error.value)
+    (tmp_path / "p.txt").write_text("d --ci data/train_A/1.png\n")
+    with pytest.raises(DataError, match=r"(?s)^1 thing.*train_A/2\.png.*or set skip_bad = true"):
+        caching.run(configured(rest=rest))
+    caching.run(configured(rest=rest, arguments=("--skip_bad",)))
+
+
+def test_previews_have_the_background_and_the_masks_of_the_data(pairs, configured, tmp_path) -> None:
+    from library.data.pixels import preview_item
+
+    source = picture(0)
+    source.putalpha(Image.new("L", (SIDE, SIDE), 0))
+    source.save(tmp_path / "clear.png")
+    (tmp_path / "p.txt").write_text("red --ci clear.png --mask data/masks/0.png\n")
+    rest = '[sampling]\nsample_prompts = "p.txt"'
+    items, entries = {}, set()
+    for keys in ("", 'background_color = "#ff0000"\n', "invert_mask = true\n"):
+        run = configured(EDIT + 'mask_dir = "data/masks"\n' + keys, rest=rest)
+        base = Base.open(run.model)
+        scope = scope_of(run, base)
+        scope.folder.mkdir(exist_ok=True)
+        (preview,) = plan_of(Session(run, base, scope, Store(scope.folder), *encodings(run, base, scope), 1)).previews
+        items[keys[:6]] = preview_item(preview)
+        entries.add(preview.fingerprint)
+    assert len(entries) == 3
+    assert (items[""].condition_pixels() == 1).all()
+    red = items["backgr"].condition_pixels()
+    assert (red[0] == 1).all() and (red[1:] == -1).all()
+    assert torch.equal(items["invert"].mask, 1 - items[""].mask)
+
+
+def test_a_mask_that_no_mode_takes_is_said(pairs, configured, tmp_path, caplog) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "p.txt").write_text("red --ci data/train_A/0.png --mask data/masks/0.png\n")
+    rest = '[sampling]\nsample_prompts = "p.txt"'
+    caching.run(configured(EDIT.replace('"edit"', '"spatial"'), rest=rest))
+    assert "preview 1 (red): its mask does nothing here: mode spatial makes its own" in caplog.text
+    caplog.clear()
+    run = configured(EDIT.replace('"edit"', '"spatial"') + "---" + EDIT, rest=rest)
+    caching.run(run)
+    assert [one.mode for one in open_cache(run).previews] == ["edit"] and "its mask" not in caplog.text

@@ -104,7 +104,7 @@ def test_columns_that_nothing_reads_are_said(data: Path, tmp_path: Path) -> None
     (data / "items.jsonl").write_text("\n".join(json.dumps({**row, "author": "me"}) for row in rows(data)))
     made = plan(tmp_path, 'metadata_file = "data/items.jsonl"\nmode = "edit"\ncaption_dir = "data/prompts"')
     assert "items.jsonl: columns that nothing reads: author" in made.notices
-    assert any(notice.startswith("caption_dir is not read") for notice in made.notices)
+    assert any(notice.startswith("caption_dir does nothing here: items.jsonl") for notice in made.notices)
 
 
 def test_the_seeds_spelling(data: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """VAE and text encoders in the files that ComfyUI users have, and T5 layer by layer: all the same parts."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -25,6 +26,20 @@ def test_single_files_are_the_folder(folder, files) -> None:
     assert torch.equal(ours.embeddings.pooled, theirs.embeddings.pooled)
     assert single.scheduler_config["max_shift"] == 1.15 and single.defaults.t5xxl_max_token_length == 512
     assert len(single.files("text_encoders")) == 6 and len(single.files("vae")) == 1
+
+
+def test_a_renamed_file_is_the_same_encoder(folder, files, tmp_path) -> None:
+    """A cache made with ae.safetensors is not stale because the file is called vae.safetensors now."""
+    named = {"ae": "vae.safetensors", "clip_l": "a.safetensors", "t5xxl": "0.safetensors"}
+    whole = from_files(files, folder)
+    for key, name in named.items():
+        shutil.copy(getattr(whole.table, key), tmp_path / name)
+    renamed = from_files(files, folder, **{key: tmp_path / name for key, name in named.items()})
+    for part in ("vae", "text_encoders"):
+        assert renamed.identity(part) == whole.identity(part)
+    with open(tmp_path / "vae.safetensors", "ab") as file:
+        file.write(b" ")
+    assert renamed.identity("vae") != whole.identity("vae")
 
 
 def test_scaled_fp8_text_encoders(folder, files, tmp_path) -> None:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from library.config.tables import DatasetTable
 from library.data.lint import Examined, Finding
-from library.data.listing import held_out
 from library.data.manifest import Manifest, Text
 from library.data.plan import Plan, PlannedItem
+from library.data.shares import held_out
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def make_cards(
     found: dict[str, list[Finding]] = {}
     for finding in examined.findings:
         found.setdefault(finding.item, []).append(finding)
-    held = held_out(manifest, datasets, seed)
+    held = held_out(manifest.items, datasets, seed)
     return [
         _card(
             item,

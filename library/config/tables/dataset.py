@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from library.config.run import Run
 
 MaskKinds = Annotated[tuple[Literal["box", "brush", "half", "outpaint", "full"], ...], BeforeValidator(as_tuple)]
+FILES = "image_dir or metadata_file"
+MASK_FILES = "mask_dir or mask_suffix or mask_column or alpha_mask or metadata_file"
+MASKS = f"{MASK_FILES} or generate_mask"
 Interpolation = Literal["lanczos", "area", "bicubic", "bilinear", "nearest"]
 
 
@@ -29,7 +33,9 @@ class SubsetTable(Table):
     """Folder of the targets, named as the images."""
     mask_dir: FilePath | None = key(None, aliases=("mask_data_dir",), path="path", exists="cache")
     """Folder of the masks (white is repainted), named as the images."""
-    caption_dir: FilePath | None = key(None, aliases=("caption_data_dir",), path="path", exists="cache")
+    caption_dir: FilePath | None = key(
+        None, aliases=("caption_data_dir",), path="path", exists="cache", only_with=FILES
+    )
     """Folder of the caption files; the images' own folder if not set."""
     mode: Literal["edit", "mask", "spatial"] = key("mask")
     """edit: target from the unmasked source. mask: the masked area from the rest. spatial: one half of a canvas from
@@ -38,13 +44,13 @@ class SubsetTable(Table):
     """A .jsonl or .csv file that lists the items (columns image, target, mask, caption), instead of folders. A column
     of targets or masks is filled in every row; what has no column is looked for by the image's name in target_dir,
     mask_dir and caption_dir (captions also beside the image)."""
-    recursive: bool = key(False)
+    recursive: bool = key(False, only_with=FILES)
     """Look into folders below as well."""
-    source_suffix: str | None = key(None)
+    source_suffix: str | None = key(None, only_with="image_dir")
     """Pairs in one folder: what the source's name ends in, as _source."""
-    target_suffix: str | None = key(None)
+    target_suffix: str | None = key(None, only_with="image_dir")
     """Pairs in one folder: what the target's name ends in, as _target."""
-    mask_suffix: str | None = key(None)
+    mask_suffix: str | None = key(None, only_with="image_dir")
     """Masks in the images' folder: what their names end in, as -masklabel."""
     dataset_name: str | None = key(None, path="model")
     """A data set on the hub, or a folder or parquet file of one, instead of image_dir. Needs the `datasets` package."""
@@ -70,9 +76,9 @@ class SubsetTable(Table):
     """Share of this subset against the others, instead of num_repeats."""
     instance_prompt: str | None = key(None, aliases=("class_tokens",))
     """Caption of items that have none of their own. Never replaces one."""
-    caption_extension: str = key(".txt", kohya=".caption")
+    caption_extension: str = key(".txt", kohya=".caption", only_with=FILES)
     """Ending of caption files."""
-    caption_per_line: bool = key(False)
+    caption_per_line: bool = key(False, only_with=FILES)
     """Each line of a caption file is a caption of its own; a step draws one."""
     caption_prefix: str | None = key(None)
     """Put before each caption."""
@@ -103,7 +109,7 @@ class SubsetTable(Table):
     size_mismatch: Literal["error", "crop", "pad"] = key("error")
     """What to do with a pair whose images differ in aspect by more than one pixel of the smaller. Never stretched."""
     background_color: str = key("#ffffff")
-    """What is put behind transparent images."""
+    """What is put behind transparent images, also those of previews."""
     resize_interpolation: Interpolation | None = key(None)
     """How images are resized; lanczos up and area down if not set."""
     alpha_mask: bool = key(False)
@@ -112,14 +118,14 @@ class SubsetTable(Table):
     """Make masks instead of reading them: box, brush, half, outpaint, full; drawn by seed."""
     mask_variants: int = key(1, ge=1, only_with="generate_mask or mask_jitter")
     """How many generated or jittered masks are cached for an item."""
-    full_mask_rate: float = key(0.0, ge=0, le=1, only_with="mode=mask")
+    full_mask_rate: float = key(0.0, ge=0, le=1, only_with=MASKS)
     """Chance that a step trains an item with a full mask."""
-    mask_dilation: int = key(0)
+    mask_dilation: int = key(0, only_with=MASKS)
     """Pixels by which masks grow (or shrink, if negative)."""
-    mask_jitter: int = key(0, ge=0)
+    mask_jitter: int = key(0, ge=0, only_with=MASKS)
     """Pixels by which masks may grow, shrink and move at random, differently in each variant."""
-    invert_mask: bool = key(False)
-    """Black is repainted instead of white."""
+    invert_mask: bool = key(False, only_with=MASK_FILES)
+    """Black is repainted instead of white, also in the masks of previews."""
     mask_only_right: bool = key(False, only_with="mode=spatial")
     """spatial: always repaint the right half; otherwise left or right at random."""
     edit_mask_value: float = key(1.0, ge=0, le=1, only_with="mode=edit")
@@ -150,7 +156,9 @@ class SubsetTable(Table):
             yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
-        """Variants are cached: with one of them there is nothing to draw from."""
+        """Keys that cannot act beside others. Variants are cached: with one of them there is nothing to draw from."""
+        for reason, names in self._idle(run):
+            yield from (([name], f"{name} does nothing here: {reason}.") for name in names if self.changed(name))
         if (self.shuffle_caption or self.caption_tag_dropout_rate) and self.caption_variants == 1:
             yield (
                 ["shuffle_caption", "caption_tag_dropout_rate"],
@@ -161,6 +169,35 @@ class SubsetTable(Table):
                 ["random_crop"],
                 "with crop_variants = 1 every step sees the same random crop. Set crop_variants for more.",
             )
+
+    def _idle(self, run: Run) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """What only_with cannot say: keys that do not act, with the reason."""
+        masks = (self.mask_dir, self.mask_suffix, self.mask_column, self.alpha_mask, self.generate_mask)
+        if self.mode == "edit" and any(masks):
+            yield "the masks of this subset say what may change", ("edit_mask_value",)
+        apart = (self.target_dir, self.target_suffix, self.target_column, self.metadata_file)
+        if self.mode != "edit" and not any(apart):
+            yield "there is one image to an item, and no pair", ("size_mismatch",)
+        if self.metadata_file is not None:
+            yield "metadata_file names the files", ("source_suffix", "target_suffix", "mask_suffix")
+        if self.is_validation:
+            names = ("num_repeats", "caption_dropout_rate", "caption_dropout_every_n_epochs", "full_mask_rate")
+            yield "held-out items are measured once, as they are", (*names, "subset_weight")
+        elif self.is_reg:
+            yield "regularisation items come as often as all others together", ("subset_weight",)
+        else:
+            trained = [
+                subset
+                for dataset in run.datasets
+                for subset in dataset.subsets
+                if not (subset.is_reg or subset.is_validation)
+            ]
+            if len(trained) == 1:
+                yield "there is no other subset to weigh it against", ("subset_weight",)
+        if self.dataset_name is not None and Path(self.dataset_name).exists():
+            yield "dataset_name is on this machine", ("dataset_revision",)
+            if self.dataset_name.endswith(".parquet") or (Path(self.dataset_name) / "state.json").exists():
+                yield "dataset_name is one table", ("dataset_config_name", "dataset_split")
 
     def _source_problems(self) -> Iterator[tuple[list[str], str]]:
         if self.dataset_name and self.metadata_file:
@@ -182,13 +219,13 @@ class DatasetTable(Table):
     """Several sizes instead: each is cached, a batch draws one. "704,1024" means this too."""
     enable_bucket: bool = key(True, kohya="false")
     """Keep each image's aspect in buckets of equal area; false crops all to `resolution`."""
-    min_bucket_reso: int | None = key(None, ge=16, kohya="256")
+    min_bucket_reso: int | None = key(None, ge=16, kohya="256", only_with="enable_bucket")
     """Shortest side of a bucket; half the resolution if not set."""
-    max_bucket_reso: int | None = key(None, ge=16, kohya="1024")
+    max_bucket_reso: int | None = key(None, ge=16, kohya="1024", only_with="enable_bucket")
     """Longest side of a bucket; twice the resolution if not set."""
-    bucket_reso_steps: int = key(64, ge=16, multiple_of=16)
+    bucket_reso_steps: int = key(64, ge=16, multiple_of=16, only_with="enable_bucket")
     """Sides of buckets are multiples of this."""
-    bucket_no_upscale: bool = key(False)
+    bucket_no_upscale: bool = key(False, only_with="enable_bucket")
     """Do not enlarge images smaller than the resolution."""
     train_batch_size: int = key(4, aliases=("batch_size",), ge=1, kohya="1")
     """Items in a batch."""

@@ -43,9 +43,11 @@ class SamplingTable(Table):
     validation_prompt: Strings = key((), rerun=True)
     """Prompts for previews, separated by `;`."""
     validation_image: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
-    """Condition images of the previews, one for each prompt or one for all; the data's first if not set."""
+    """Condition images of the previews, one for each prompt or one for all. If not set: the data's first, and in mask
+    mode none (painted from the prompt alone). A validation_mask needs its image."""
     validation_mask: FilePaths = key((), path="path", only_with="validation_prompt", exists="cache", rerun=True)
-    """Masks of the previews; not used in edit mode nor with use_split_mask."""
+    """Masks of the previews: what is repainted in mask mode, the region that may change in edit mode. White counts, or
+    black with the data's invert_mask. Does nothing in spatial mode (use_split_mask)."""
     num_validation_images: int = key(1, ge=1, only_with="validation_prompt", rerun=True)
     """Previews per prompt, with different seeds."""
     validation_width: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
