@@ -225,8 +225,10 @@ def influx_step(step: Step) -> tuple[Callable[[], None], FluxTransformer, list[T
     model.runner.checkpointing = True
     parameters = build(NetworkTable(network_dim=step.rank), model).attach()
     given = step.inputs()
-    # The rotation table is remembered between steps.
+    # The rotation table and the embedding of the guidance are remembered between steps.
     model._rotation_table(given["image_ids"])
+    with torch.no_grad():
+        model.modulate(given["timestep"], given["guidance"], given["pooled"])
     return lambda: model(**given).float().square().mean().backward(), model, parameters
 
 

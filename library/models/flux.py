@@ -104,6 +104,7 @@ class FluxTransformer(nn.Module):
         self.single_blocks = nn.ModuleList(singles)
         self.final_layer = FinalLayer(shape, **factory)
         self._tables = WeakTensorKeyDictionary()
+        self._guidances = WeakTensorKeyDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -185,8 +186,23 @@ class FluxTransformer(nn.Module):
         home = self.time_in.in_layer.device
         vector = self.time_in(timestep_embedding(timestep.to(home, exact)).to(self.dtype))
         if guidance is not None:
-            vector = vector + self.guidance_in(timestep_embedding(guidance.to(home, exact)).to(self.dtype))
+            vector = vector + self._guided(guidance, home, exact)
         return vector + self.vector_in(pooled.to(home, self.dtype))
+
+    def _guided(self, guidance: Tensor, home: torch.device, exact: torch.dtype) -> Tensor:
+        """The embedding (B, h) of the guidance: remembered as long as the caller keeps the tensor and nothing changes.
+
+        Where its layers are trained it is computed anew.
+        """
+        layers = (self.guidance_in.in_layer, self.guidance_in.out_layer)
+        trained = any(layer.adapter is not None or layer.weight.requires_grad for layer in layers)
+        state = tuple((id(layer.weight), layer.weight._version) for layer in layers)
+        remembered, embedding = self._guidances.get(guidance, (None, None))
+        if trained or remembered != state:
+            embedding = self.guidance_in(timestep_embedding(guidance.to(home, exact)).to(self.dtype))
+            if not trained:
+                self._guidances[guidance] = state, embedding
+        return embedding
 
     def _rotation_table(self, image_ids: Tensor) -> Tensor:
         """The rotations of these ids, remembered as long as the caller keeps the ids tensor."""

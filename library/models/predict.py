@@ -45,8 +45,15 @@ def prepare(transformer: FluxTransformer, t: Tensor, text: TextEmbeddings, guida
     home = transformer.time_in.in_layer.device
     scale = None
     if transformer.shape.guidance:
-        scale = torch.as_tensor(guidance, dtype=torch.float32, device=home).expand(t.shape[0])
+        values = guidance.tolist() if isinstance(guidance, Tensor) else [float(guidance)]
+        scale = scales(tuple(values * t.shape[0] if len(values) == 1 else values))
     return transformer.modulate(t.to(home), scale, text.pooled.to(home))
+
+
+@lru_cache(maxsize=64)
+def scales(guidance: tuple[float, ...]) -> Tensor:
+    """Guidance scales (B,) float32: one tensor for the same values, so that their embedding is found again."""
+    return torch.tensor(guidance)
 
 
 @lru_cache(maxsize=64)

@@ -55,7 +55,7 @@ class Objective:
         drawn = self.draw(batch, place)
         latents, noise = drawn.latents.to(device), drawn.noise.to(device)
         t = drawn.t.to(device)
-        predicted = predict(mix(latents, noise, t), t, batch, drawn.guidance.to(device))
+        predicted = predict(mix(latents, noise, t), t, batch, drawn.guidance)
         errors = self.errors(predicted, velocity_target(latents, noise), t)
         area = loss_area(self.table.masked_loss, self.table.masked_loss_floor, batch)
         losses = item_losses(errors, None if area is None else area.to(device))

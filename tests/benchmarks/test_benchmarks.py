@@ -60,6 +60,20 @@ def test_the_recorded_counts_of_the_full_model_hold_the_gates(pixels) -> None:
         assert ours.tflop <= counters.GATES["flops_ratio"] * theirs.tflop
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pixels", [512, 1024])
+def test_a_step_of_the_full_model_holds_the_gates(pixels) -> None:
+    """Counted anew at full size, against the figures themselves and not a ratio to anybody."""
+    ours = counters.influx(counters.Step(FluxShape(), pixels))
+    assert ours.kernels <= counters.GATES["kernels"]
+    assert ours.peak_gb <= counters.GATES["peak_gb"][pixels]
+    if pixels == 512:
+        assert ours.traffic_gb <= counters.GATES["traffic_gb"]
+        record = json.loads((RESULTS / "counters_512.json").read_text(encoding="utf-8"))
+        theirs = counters.Counts(**record["arms"]["diffusers+peft"])
+        assert ours.tflop <= counters.GATES["flops_ratio"] * theirs.tflop
+
+
 def test_step_ratio_of_equal_work_is_one() -> None:
     work = lambda: sum(i * i for i in range(200_000))
     equal = step.ratio(work, lambda: work(), 9)

@@ -10,6 +10,7 @@ from library.models.checkpoint_file import TransformerFile
 from library.models.flux import FluxTransformer
 from library.models.keymap import entries
 from library.models.load import load_transformer
+from library.models.predict import scales
 from tests.tiny import tiny_transformer
 
 HEIGHT, WIDTH, TEXT = 6, 10, 7
@@ -31,6 +32,24 @@ def inputs(batch: int, dtype: torch.dtype, guidance: bool = True) -> dict:
         "guidance": torch.linspace(1, 30, batch, dtype=dtype) if guidance else None,
         "image_ids": image_ids(HEIGHT, WIDTH),
     }  # fmt: skip
+
+
+def test_a_guidance_is_embedded_once(folder) -> None:
+    """As long as its layers are what they were; another value, or another weight, is embedded anew."""
+    model = load_transformer(TransformerFile.open(folder))
+    given, embedded = inputs(2, torch.float32), []
+    model.guidance_in.register_forward_hook(lambda *_: embedded.append(1))
+    first = model(**given)
+    assert torch.equal(model(**given), first) and len(embedded) == 1
+    other = model(**{**given, "guidance": given["guidance"] + 1})
+    assert not torch.equal(other, first) and len(embedded) == 2
+    assert scales((1.0, 30.0)) is scales((1.0, 30.0)), "one tensor for the same values"
+    model.guidance_in.out_layer.add_to_weight(torch.full_like(model.guidance_in.out_layer.weight, 0.1))
+    assert not torch.equal(model(**given), first) and len(embedded) == 3
+    model.guidance_in.in_layer.adapter = LowRank(model.guidance_in.in_layer, 0)
+    model(**given).sum().backward()
+    model(**given).sum().backward()
+    assert len(embedded) == 5, "what is trained is never remembered"
 
 
 def oracle(model, given: dict) -> torch.Tensor:
