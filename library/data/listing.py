@@ -6,6 +6,7 @@ The trainer checks the cache here before it loads anything; `--dry_run` counts b
 from __future__ import annotations
 
 import json
+import shlex
 from functools import cached_property
 from pathlib import Path
 
@@ -115,8 +116,7 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def _advice(run: Run) -> str:
-    config = run.command.config_file
-    return f"Run: python influx_cache.py{f' --config_file {config}' if config else ''}"
+    return f"Run: {shlex.join(['python', 'influx_cache.py', *run.to_cache])}"
 
 
 def _manifest(folder: Path, config: dict, run: Run) -> Manifest:
