@@ -35,7 +35,7 @@ def lines(run: Run) -> list[str]:
         *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base)),
         *save_lines(run, num_steps, steps_per_epoch),
         *ahead.file_lines(),
-        *preview_lines(run, listing, num_steps),
+        *preview_lines(run, listing),
         *changed_lines(run),
     ]
 
@@ -82,17 +82,21 @@ def save_lines(run: Run, num_steps: int, steps_per_epoch: int) -> list[str]:
     return found
 
 
-def preview_lines(run: Run, listing: Listing, num_steps: int) -> list[str]:
+def preview_lines(run: Run, listing: Listing) -> list[str]:
     """How many previews are painted, and when."""
-    count, table = len(listing.manifest.previews), run.sampling
+    table = run.sampling
+    items = min(table.sample_items, len(listing.items) + len(listing.held_out_items))
+    count = len(listing.manifest.previews) + items
     if not count:
-        return ["previews: none (no sample_prompts, no validation_prompt)"]
+        return ["previews: none (no sample_prompts, no validation_prompt, no sample_items)"]
     every = (
         f"every {table.sample_every_n_epochs} epochs"
         if table.sample_every_n_epochs is not None
         else f"every {table.sample_every_n_steps} steps"
     )
-    return [f"previews: {count}, {every}{' and at the start' if table.sample_at_first else ''}"]
+    moments = [every, *["at the start"][: table.sample_at_first], *["at the end"][: table.sample_at_end]]
+    whose = f" ({items} of the data's own items)" if items else ""
+    return [f"previews: {count}{whose}, {', '.join(moments)}"]
 
 
 def changed_lines(run: Run) -> list[str]:

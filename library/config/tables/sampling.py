@@ -10,6 +10,8 @@ from library.config.table import FilePath, FilePaths, Strings, Table, key
 if TYPE_CHECKING:
     from library.config.run import Run
 
+_ASKED = "sample_prompts or validation_prompt or sample_items"
+
 
 class SamplingTable(Table):
     """Images made while training. Their prompts, conditions and masks are cached with the data."""
@@ -19,26 +21,25 @@ class SamplingTable(Table):
 
     sample_prompts: FilePath | None = key(None, path="path", exists="cache", rerun=True)
     """Prompts for previews: .txt (one per line, with --w --h --d --s --g --l --n --ci --mask), .toml or .json."""
+    sample_items: int = key(0, ge=0, reads="train", rerun=True)
+    """Make previews of this many items of the data too (held-out ones first, each subset in turn): from an item's own
+    source, mask and caption, with its target beside. Needs no prompts, and nothing more in the cache."""
     sample_every_n_steps: int | None = key(
-        50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True
+        50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True, only_with=_ASKED
     )
-    """Make previews every N steps, if there are prompts for them."""
-    sample_every_n_epochs: int | None = key(
-        None, ge=1, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
-    )
+    """Make previews every N steps, if there are prompts or items for them."""
+    sample_every_n_epochs: int | None = key(None, ge=1, reads="train", rerun=True, only_with=_ASKED)
     """Make previews every N epochs; wins over sample_every_n_steps."""
-    sample_at_first: bool = key(False, reads="train", rerun=True, only_with="sample_prompts or validation_prompt")
+    sample_at_first: bool = key(False, reads="train", rerun=True, only_with=_ASKED)
     """Make previews before the first step."""
-    sample_at_end: bool = key(True, reads="train", rerun=True)
+    sample_at_end: bool = key(True, reads="train", rerun=True, only_with=_ASKED)
     """Make previews after the last step."""
     sample_guidance_scale: float | None = key(None, ge=0, reads="cache train infer", rerun=True)
     """Guidance of previews, inference and workflows. 30 unless the base's influx.json says otherwise; inference
     takes the LoRA's first."""
     sample_steps: int | None = key(None, ge=1, reads="cache train infer", rerun=True)
     """Denoising steps. 50 unless the base's influx.json says otherwise."""
-    sample_seed: int | None = key(
-        None, ge=0, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
-    )
+    sample_seed: int | None = key(None, ge=0, reads="train", rerun=True, only_with=_ASKED)
     """Seed of the previews' noise; `seed` if not set."""
     validation_prompt: Strings = key((), rerun=True)
     """Prompts for previews, separated by `;`."""
