@@ -38,7 +38,8 @@ def train(run: Run) -> int:
     trackers.wanted(run.logging.report_to)
     assemble.schedule_arguments(run.optimizer)
     hub.check(run.saving, run.saving.output_dir)
-    outlook(run, Base.open(run.model))
+    for line in outlook(run, Base.open(run.model)).network_lines():
+        log.info("%s", line)
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32

@@ -32,6 +32,7 @@ def lines(run: Run) -> list[str]:
         *data_lines(run, listing),
         f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {num_steps} steps in all"
         f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
+        *ahead.network_lines(),
         *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base)),
         *save_lines(run, num_steps, steps_per_epoch),
         *ahead.file_lines(),

@@ -134,3 +134,25 @@ def test_the_list_says_what_is_trained_and_written(project, tmp_path, capsys, mo
     planned = capsys.readouterr().out
     assert f"{counted[0] / 1e6:.1f} M trained parameters" in planned
     assert all(line in planned for line in listed.splitlines() if ".safetensors:" in line)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "of rank 4, alpha 4: effective scale 1;"),
+        ({"network_alpha": 2}, "of rank 4, alpha 2: effective scale 0.5;"),
+        ({"network_alpha": 2, "use_rslora": True}, "of rank 4, alpha 2: effective scale 1;"),
+        ({"network_reg_dims": "single_blocks=2"}, "of rank 2, alpha 2: effective scale 1"),
+        ({"network_module": "loha", "network_alpha": 1}, "of rank 4, alpha 1: effective scale 0.25;"),
+        ({"network_module": "full"}, "full, 20 modules; "),
+        ({"train_x_embedder": True}, "; x_embedder in full; "),
+        ({"train_text_encoder": True, "text_encoder_dim": 2}, "on CLIP-L of rank 2, alpha 2: effective scale 1;"),
+    ],
+)
+def test_the_effective_scale_is_printed(project, capsys, caplog, options, said):
+    """By the plan, and by the run before it loads anything."""
+    assert project.train(**options, dry_run=True) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("network: ")]
+    assert said in line, line
+    assert project.train(**options, max_train_steps=1) == 0
+    assert line in caplog.messages
