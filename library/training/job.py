@@ -16,13 +16,13 @@ from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
 from library.models.base import Base
-from library.training import assemble, hub, processes, rates, signals, trackers
+from library.training import assemble, hub, plan, processes, rates, schedules, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
 from library.training.hub import Destination
 from library.training.loop import Trainer
 from library.training.objective import Objective
-from library.training.optimizers import OptimizerChoice
+from library.training.optimizers import OptimizerChoice, try_out
 from library.training.out_of_memory import BETWEEN_STEPS, Moment, advice, is_out_of_memory
 from library.training.outlook import outlook
 from library.training.prediction import Predictor
@@ -37,12 +37,13 @@ def train(run: Run) -> int:
     """Train. Returns the exit code."""
     choice = rates.choose_optimizer(run.optimizer)
     trackers.wanted(run.logging.report_to)
-    assemble.schedule_arguments(run.optimizer)
+    schedules.schedule_arguments(run.optimizer)
     destination = hub.check(run.saving)
     for line in outlook(run, Base.open(run.model)).network_lines():
         log.info("%s", line)
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
+    try_out(choice, run.optimizer.learning_rate, device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32
     if signals.was_launched():
         signals.die_with_parent()
@@ -63,6 +64,7 @@ def train(run: Run) -> int:
 
 def _train(site: Site, choice: OptimizerChoice, destination: Destination | None) -> int:
     run, saved = site.run, site.start.saved()
+    schedules.of_table(run.optimizer, plan.num_steps(run, site.dataset.listing, site.world.size))
     transformer = setup.load(site.base.transformer_file, site.device, DTYPES[site.mixed], run.memory)
     setup.set_up_training(transformer, run.memory)
     clip = site.base.load_clip(site.device, DTYPES[site.mixed]) if run.network.train_text_encoder else None
@@ -74,7 +76,7 @@ def _train(site: Site, choice: OptimizerChoice, destination: Destination | None)
     data = assemble.make_data(
         site.dataset, site.world, trained.progress, site.start.seed, saved, run.training.dataloader_num_workers
     )
-    schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
+    schedule = schedules.of_table(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
     objective = Objective(run.training, site.start.seed)
     predictor = Predictor(transformer, clip)
     if predictor.works_ahead:

@@ -12,7 +12,7 @@ from library.models.base import Base
 from library.networks import Plan
 from library.networks.shapes import factorized, trained, trained_of
 from library.networks.targets import Target
-from library.training import budget, saving
+from library.training import budget, optimizer_arguments, saving, schedules
 from library.training.outlook import outlook
 from library.training.saving import Moment
 
@@ -26,19 +26,41 @@ def lines(run: Run) -> list[str]:
     listing = listed(run)
     processes = budget.num_processes()
     per_epoch = batches_per_epoch(listing, processes)
-    steps_per_epoch = -(-per_epoch // run.training.gradient_accumulation_steps)
-    num_steps = run.training.max_train_steps or steps_per_epoch * run.training.max_train_epochs
+    steps_per_epoch = epoch_steps(run, listing, processes)
+    total = num_steps(run, listing, processes)
     return [
         *data_lines(run, listing),
-        f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {num_steps} steps in all"
-        f" ({num_steps / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
+        f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {total} steps in all"
+        f" ({total / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),
         *ahead.network_lines(),
+        *optimizer_lines(run, total),
         *forecast.training_lines(budget.continued(run), base.shape, budget.work_of(run, base)),
-        *save_lines(run, num_steps, steps_per_epoch),
+        *save_lines(run, total, steps_per_epoch),
         *ahead.file_lines(),
         *preview_lines(run, listing),
         *changed_lines(run),
     ]
+
+
+def num_steps(run: Run, listing: Listing, processes: int) -> int:
+    """Steps of a run from its beginning."""
+    return run.training.max_train_steps or epoch_steps(run, listing, processes) * run.training.max_train_epochs
+
+
+def epoch_steps(run: Run, listing: Listing, processes: int) -> int:
+    """Steps of an epoch; the last may have fewer batches."""
+    return -(-batches_per_epoch(listing, processes) // run.training.gradient_accumulation_steps)
+
+
+def optimizer_lines(run: Run, total: int) -> list[str]:
+    """The optimizer and the course of its rate. Raises ConfigError for whatever of both cannot be."""
+    table = run.optimizer
+    left = optimizer_arguments.check(table.optimizer_type, table.optimizer_args)
+    schedule = schedules.of_table(table, total)
+    warmup = 0 if schedule.name == "constant" else schedule.warmup_steps
+    after = f" after {warmup} steps of warm-up" if warmup else ""
+    found = [f"optimizer: {table.optimizer_type}, learning rate {table.learning_rate:g}, {schedule.name}{after}"]
+    return found + ([f"  {left}"] if left else [])
 
 
 def batches_per_epoch(listing: Listing, processes: int) -> int:

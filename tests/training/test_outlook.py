@@ -156,3 +156,42 @@ def test_the_effective_scale_is_printed(project, capsys, caplog, options, said):
     assert said in line, line
     assert project.train(**options, max_train_steps=1) == 0
     assert line in caplog.messages
+
+
+NOT_TO_BE = {
+    "a misspelt argument": ({"optimizer_args": "weight_decai=1"}, "did you mean 'weight_decay'"),
+    "a value of another kind": ({"optimizer_args": "betas=5"}, "takes 2 numbers"),
+    "no argument of a schedule": ({"lr_scheduler_args": "foo=1"}, "'foo' is not known"),
+    "cycles below none": (
+        {"lr_scheduler": "cosine_with_restarts", "lr_scheduler_args": "num_cycles=-3"}, "'num_cycles=-3': at least 1",
+    ),
+    "more warm-up than steps": (
+        {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 7}, "lr_warmup_steps (7)",
+    ),
+    "more warm-up than epochs": (
+        {"lr_scheduler": "warmup_stable_decay", "lr_warmup_steps": 3, "lr_decay_steps": 6, "max_train_steps": "",
+         "max_train_epochs": 2}, "the run's 8 steps",
+    ),
+    "an optimizer that cannot": ({"optimizer_type": "torch.optim.LBFGS"}, "cannot train here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_TO_BE)
+def test_what_cannot_be_is_refused_by_the_plan_and_before_weights_are_loaded(project, capsys, monkeypatch, name):
+    """With the same words."""
+    from library.models import setup
+
+    monkeypatch.setattr(setup, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    options, words = NOT_TO_BE[name]
+    for keys in ({"dry_run": True}, {}):
+        assert project.train(**options, **keys) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_values_that_only_the_class_knows_are_refused_before_weights_are_loaded(project, capsys, monkeypatch):
+    """A beta above 1."""
+    from library.models import setup
+
+    monkeypatch.setattr(setup, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    assert project.train(optimizer_args="betas=2,0.9") == 2
+    assert "refuses its arguments" in capsys.readouterr().err
