@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from library.config.table import FilePath, FilePaths, Strings, Table, key
+from library.config.tables.inference import LONGEST_SIDE
 
 if TYPE_CHECKING:
     from library.config.run import Run
@@ -49,9 +50,13 @@ class SamplingTable(Table):
     """Masks of the previews; not used in edit mode nor with use_split_mask."""
     num_validation_images: int = key(1, ge=1, only_with="validation_prompt", rerun=True)
     """Previews per prompt, with different seeds."""
-    validation_width: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    validation_width: int | None = key(
+        None, ge=16, le=LONGEST_SIDE, only_with="validation_prompt", rerun=True, seed="1024"
+    )
     """Width of the previews of validation_prompt (of both halves in spatial mode); the data's size if not set."""
-    validation_height: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    validation_height: int | None = key(
+        None, ge=16, le=LONGEST_SIDE, only_with="validation_prompt", rerun=True, seed="1024"
+    )
     """Height of the previews of validation_prompt; the data's size if not set."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
