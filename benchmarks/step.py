@@ -25,7 +25,7 @@ import torch
 
 from library.config import load
 from library.models.shape import axes_for
-from library.training import assemble, processes, rates
+from library.training import assemble, processes, rates, schedules
 from library.training.equipment import equip
 from library.training.loop import Trainer
 from library.training.objective import Objective
@@ -110,7 +110,7 @@ def steps_of(config: Path) -> Iterator[tuple[Callable[[], None], Trainer]]:
         setup.set_up_training(transformer, run.memory)
         trained = assemble.make_trained(run, choice, transformer, None, world, site.mixed, site.start.seed, None)
         data = assemble.make_data(site.dataset, world, trained.progress, site.start.seed, None, 0)
-        schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
+        schedule = schedules.of_table(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
         objective = Objective(run.training, site.start.seed)
         trainer = Trainer(
             trained, data, Predictor(transformer), objective, schedule, run.training, run.optimizer, world, device

@@ -54,11 +54,13 @@ class PreviewSettings:
 
 @dataclass(frozen=True)
 class Strip:
-    """One preview through the run: its prompt, what the model is shown, and its pictures by step."""
+    """One preview through the run: its prompt, what the model is shown, its pictures by step, and what it should become
+    where the data says so."""
 
     prompt: str
     source: Path
     pictures: dict[int, Path]
+    target: Path | None = None
 
 
 class Previews:
@@ -93,7 +95,12 @@ class Previews:
     def strips(self) -> list[Strip]:
         """Everything painted so far, one strip for each preview."""
         return [
-            Strip(preview.request.prompt, self._source_path(number), self._pictures(number))
+            Strip(
+                preview.request.prompt,
+                self._source_path(number),
+                self._pictures(number),
+                None if preview.target is None else self._target_path(number),
+            )
             for number, preview in enumerate(self.cached)
         ]
 
@@ -135,13 +142,21 @@ class Previews:
         vae = self.load_decoder(device)
         for number, painted in latents.items():
             preview = self.cached[number]
-            if not self._source_path(number).exists():
-                shown = to_bytes(vae.decode(preview.condition.latents))[0]
-                save_png(Image.fromarray(shown.numpy()), self._source_path(number), {"prompt": preview.request.prompt})
+            self._decode_given(vae, number, preview)
             pixels = to_bytes(MODES[preview.mode].result(vae.decode(painted)))[0]
             path = self.folder / f"{self._stem(number)}_{step:08d}.png"
             save_png(Image.fromarray(pixels.numpy()), path, self._said(preview, step))
             made[path.stem] = path
+
+    def _decode_given(self, vae: Vae, number: int, preview: CachedPreview) -> None:
+        """Once: what a preview starts from, and what it should become."""
+        said = {"prompt": preview.request.prompt}
+        if not self._source_path(number).exists():
+            shown = to_bytes(vae.decode(preview.condition.latents))[0]
+            save_png(Image.fromarray(shown.numpy()), self._source_path(number), said)
+        if preview.target is not None and not self._target_path(number).exists():
+            shown = to_bytes(MODES[preview.mode].result(vae.decode(preview.target)))[0]
+            save_png(Image.fromarray(shown.numpy()), self._target_path(number), said)
 
     def load_decoder(self, device: torch.device) -> Vae:
         """The VAE's decoder as previews use it."""
@@ -151,8 +166,10 @@ class Previews:
     def _said(self, preview: CachedPreview, step: int) -> dict[str, object]:
         steps, guidance = self._steps_and_guidance(preview)
         height, width = preview.condition.mask.shape[-2:]
+        negative, scale = preview.request.negative, preview.request.cfg_scale
         return {
             "prompt": preview.request.prompt,
+            **({} if negative is None or scale in (None, 1) else {"negative prompt": negative, "cfg scale": scale}),
             "mode": preview.mode,
             "seed": self._seed(preview),
             "steps": steps,
@@ -168,6 +185,9 @@ class Previews:
 
     def _source_path(self, number: int) -> Path:
         return self.folder / f"{self._stem(number)}_source.png"
+
+    def _target_path(self, number: int) -> Path:
+        return self.folder / f"{self._stem(number)}_target.png"
 
     def _pictures(self, number: int) -> dict[int, Path]:
         pattern = re.compile(re.escape(self._stem(number)) + r"_(\d{8})\.png")
@@ -221,9 +241,11 @@ def shown_steps(steps: Sequence[int]) -> list[int]:
 
 
 def draw_table(strips: Sequence[Strip]) -> Image.Image:
-    """Steps down, prompts across, and above all what each preview starts from."""
+    """Steps down, prompts across, and above all what each preview starts from and, where it is known, should become."""
     steps = shown_steps(sorted({step for strip in strips for step in strip.pictures}))
     rows: list[tuple[str, list[Path | None]]] = [("source", [strip.source for strip in strips])]
+    if any(strip.target for strip in strips):
+        rows.append(("target", [strip.target for strip in strips]))
     rows += [(f"step {step}", [strip.pictures.get(step) for strip in strips]) for step in steps]
     pictures = [(label, [_cell(path) for path in paths]) for label, paths in rows]
     heights = [max((cell.height for cell in cells if cell), default=LINE) + 4 for _, cells in pictures]

@@ -21,7 +21,7 @@ from library.memory.offload import InHostMemory
 from library.models import setup
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
-from library.training import assemble, rates
+from library.training import assemble, rates, schedules
 from library.training.data import TrainingData
 from library.training.epochs import Epochs
 from library.training.loop import Trained, Trainer
@@ -97,7 +97,7 @@ def steps(run: Run, trained: Trained, model: FluxTransformer, data: OneItem, dev
     source = TrainingData(data, Epochs(members, 0, ALONE.size), ALONE, run.training.dataloader_num_workers)
     if predictor.works_ahead:
         source.on_read = lambda batch, place: predictor.prepare(batch, *objective.draw_times(batch, place))
-    schedule = assemble.make_schedule(run.optimizer, NO_END)
+    schedule = schedules.of_table(run.optimizer, NO_END)
     trainer = Trainer(trained, source, predictor, objective, schedule, run.training, run.optimizer, ALONE, device)
     taken = trainer.steps()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -20,16 +21,16 @@ from library.caching.team import Team
 from library.config.run import Run
 from library.data import lint
 from library.data.ledger import Ledger
-from library.data.manifest import make_manifest, write_manifest
+from library.data.manifest import make_manifest, manifest_path, read_manifest, write_manifest
 from library.data.plan import Plan, bucketings, make_plan, settled
-from library.data.previews import plan_previews
-from library.data.prompts import preview_requests
+from library.data.previews import PlannedPreview, plan_previews
+from library.data.prompts import PreviewRequest, from_plain, preview_requests
 from library.data.recipe import TextEncoding
 from library.data.report import Report
 from library.data.scope import encodings, scope_of
 from library.data.sources import list_images
 from library.data.store import Store, entry_facts
-from library.errors import ConfigError, ModelError
+from library.errors import CacheError, ConfigError, ModelError
 from library.files import atomic_write, disk_error
 from library.models.base import Base
 from library.models.cost import Work
@@ -124,19 +125,35 @@ def plan_of(session: Session, *, rehash: bool = False) -> Plan:
                 progress=bar.update,
                 report=report,
             )
-            previews = plan_previews(
-                requests,
-                run.datasets,
-                bucketings(run.datasets[0])[0],
-                session.images,
-                ledger,
-                run.cache.max_image_pixels,
-                {item.first.look.mode: item.first.pair.source for item in reversed(plan.items)},
-                report,
-            )
+            previews = _planned_previews(session, plan, ledger, requests, report)
             return settled(replace(plan, previews=previews), report, run.cache.skip_bad)
         finally:
             ledger.save()
+
+
+def _planned_previews(
+    session: Session, plan: Plan, ledger: Ledger, asked: tuple[PreviewRequest, ...], report: Report
+) -> tuple[PlannedPreview, ...]:
+    """The previews this run asks for, then those that other runs asked for on the same data, as far as they can still
+    be made: two experiments may share a cache without taking each other's prompts out. --force forgets the others."""
+    run = session.run
+
+    def planned(requests: tuple[PreviewRequest, ...], told: Report) -> tuple[PlannedPreview, ...]:
+        first = {item.first.look.mode: item.first.pair.source for item in reversed(plan.items)}
+        bucketing, most = bucketings(run.datasets[0])[0], run.cache.max_image_pixels
+        return plan_previews(requests, run.datasets, bucketing, session.images, ledger, most, first, told)
+
+    found = planned(asked, report)
+    path = manifest_path(session.scope.folder, session.scope.config)
+    if not path.is_file() or run.command.force:
+        return found
+    with contextlib.suppress(CacheError):
+        for preview in read_manifest(path).previews:
+            request, theirs = from_plain(preview.request), Report()
+            if request not in asked:
+                made = planned((request,), theirs)
+                found += () if theirs.problems else made
+    return found
 
 
 def lacking_class_images(run: Run) -> list[int]:

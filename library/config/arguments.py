@@ -35,6 +35,23 @@ def parse(argv: Sequence[str], command: Command, problems: Problems) -> list[Giv
     return found
 
 
+def repeated(given: Sequence[Given], command: Command, other: Command) -> tuple[str, ...]:
+    """The words of one command's line that another command has to be given too, to mean the same experiment.
+
+    Left out: actions of the one call, keys the other does not read, and secrets, which belong into no message.
+    """
+    words: list[str] = []
+    for one in given:
+        key = catalogue.canonical(one.name, None, command, command_line=True)
+        names = REWRITES[one.name].keys if one.name in REWRITES else (key,)
+        known = [catalogue.declared()[name] for name in names if name is not None]
+        heard = any(other in key.readers for key in known) and not any(key.info.secret for key in known)
+        if heard and not any(key.info.command_line_only and key.name != "config_file" for key in known):
+            values = [str(value) for value in one.value] if isinstance(one.value, list) else [str(one.value)]
+            words += [f"{one.where}={values[0]}"] if values[0].startswith("--") else [one.where, *values]
+    return tuple(words)
+
+
 def _stray(token: str) -> str:
     if token.endswith(".toml"):
         return f"a configuration is given as --config_file {token}"

@@ -103,7 +103,7 @@ def _acts(run: Run, table: Table, around: DatasetTable | None, info: KeyInfo) ->
     for condition in (info.only_with or "").split(" or "):
         name, _, wanted = condition.partition("=")
         value = _look_up(run, table, around, name)
-        if wanted and str(value) in wanted.split("|"):
+        if wanted and {str(one) for one in (value if isinstance(value, tuple) else (value,))} & {*wanted.split("|")}:
             return True
         if not wanted and value not in (None, False, (), 0, "none"):
             return True

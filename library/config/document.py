@@ -95,11 +95,26 @@ class _Reader:
             if name == "datasets":
                 document.datasets = self.datasets(value)
                 document.datasets_at = self.where((name, 0))
+            elif isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+                self.doubled(name)
+                document.unreadable = True  # what else seems to be missing may stand there
             elif isinstance(value, dict) and (name in SECTIONS or not name.endswith("_args")):
                 document.keys.extend(self.section(name, value))
             else:
                 document.keys.append(self.given((name,), value, None))
         return document
+
+    def doubled(self, name: str) -> None:
+        """[[name]] where only [name] or [[datasets]] can stand."""
+        if name in SECTIONS:
+            message = f"[[{name}]] stands once, in single brackets: [{name}]. Double brackets are for [[datasets]]."
+        else:
+            near = closest(name, ["datasets", *SECTIONS])
+            tables = ", ".join(f"[{section}]" for section in SECTIONS)
+            message = f"there is no table [[{name}]].{near} The tables are {tables} and [[datasets]]."
+        if name == "dataset":
+            message = "[[dataset]] is written [[datasets]]; what all data sets share stands in [dataset]."
+        self.problems.add(self.where((name, 0)), message)
 
     def section(self, name: str, value: dict[str, object]) -> list[Given]:
         if name not in SECTIONS:

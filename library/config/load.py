@@ -38,7 +38,8 @@ class _Load:
 def load(argv: Sequence[str], command: Command) -> Run:
     """Read a command's configuration. Raises ConfigError with every problem found."""
     reading = _Load(command)
-    typed = reading.level(arguments.parse(argv, command, reading.problems))
+    words = arguments.parse(argv, command, reading.problems)
+    typed = reading.level(words)
     main, data = _files(reading, typed)
     if main.unreadable or data.unreadable:
         raise _error(reading.problems)  # what else would be missing stands, most likely, in the file
@@ -53,7 +54,8 @@ def load(argv: Sequence[str], command: Command) -> Run:
         reading.problems.add(_where(names, reading.origins), message)
     if reading.problems.messages:
         raise _error(reading.problems)
-    return run.model_copy(update={"warnings": tuple(warnings_of(run))})
+    to_cache = arguments.repeated(words, command, "cache")
+    return run.model_copy(update={"warnings": tuple(warnings_of(run)), "to_cache": to_cache})
 
 
 def _error(problems: Problems) -> ConfigError:

@@ -12,6 +12,7 @@ class Run(BaseModel):
     """Everything the user said, resolved.
 
     `origins` tells where each value that is not a default came from, and where each data set and subset begins.
+    `to_cache`: the words of the command line that the caching command has to be given too.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,6 +33,7 @@ class Run(BaseModel):
     inference: tables.InferenceTable = tables.InferenceTable()
     origins: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    to_cache: tuple[str, ...] = ()
 
     def with_values(self, table: str, origin: str, **values: object) -> Run:
         """The same run with values that were settled later (a drawn seed, a plan's choice); `origin` says by whom."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+
+from torch import Tensor
 
 from library.conditioning import MODES
 from library.conditioning.item import Condition
@@ -31,7 +35,8 @@ HELD_OUT_BATCH = 4
 class CachedPreview:
     """One preview, encoded: batches of one. negative: the negative prompt's text, None if there is none.
 
-    The seed of its noise is the request's (or the run's) plus request.copy.
+    The seed of its noise is the request's (or the run's) plus request.copy. text_entry: the text's place in the cache.
+    target: latents of what the data says it should become, where the data has this very task.
     """
 
     request: PreviewRequest
@@ -39,13 +44,24 @@ class CachedPreview:
     text: TextEmbeddings
     negative: TextEmbeddings | None
     condition: Condition
+    text_entry: str = ""
+    target: Tensor | None = None
 
 
 class CachedDataset:
     """Items in the cache, as batches. Make one with `open_cache`."""
 
-    def __init__(self, listing: Listing, seed: int, prior: float, reading: readers.Reading | None = None):
+    def __init__(
+        self,
+        listing: Listing,
+        seed: int,
+        prior: float,
+        reading: readers.Reading | None = None,
+        sample_items: int = 0,
+    ):
+        """prior: weight of regularisation items. sample_items: how many items are previews too."""
         self.listing = listing
+        self.sample_items = sample_items
         self.reading = reading
         self.manifest = listing.manifest
         self.reader = Reader(listing.store)
@@ -91,15 +107,47 @@ class CachedDataset:
 
     @cached_property
     def previews(self) -> tuple[CachedPreview, ...]:
-        """What to paint for previews, in the order in which it was asked for."""
-        return tuple(self._preview(preview) for preview in self.manifest.previews)
+        """What to paint for previews, in the order in which it was asked for; items of the data come last."""
+        asked = [self._preview(preview) for preview in self.manifest.previews]
+        return (*asked, *(self._item_preview(item) for item in self._shown_items()))
 
     def _preview(self, preview: ManifestPreview) -> CachedPreview:
         choice = Choice("", preview.entry, 0, self.manifest.texts[0], 1.0)
         negative = None if preview.negative is None else self._gatherer.text(preview.negative)
         condition = self._gatherer.condition([choice])
+        text, request = self._gatherer.text(preview.text), from_plain(preview.request)
+        target = self._target_of(request, preview)
+        return CachedPreview(request, preview.mode, text, negative, condition, preview.text, target)
+
+    def _target_of(self, request: PreviewRequest, preview: ManifestPreview) -> Tensor | None:
+        """A preview that starts from the data's first item and asks for what that item does has its target."""
+        if not request.from_data or request.image is not None:
+            return None
+        subsets = all_subsets(self.datasets)
+        first = next((item for item in self.manifest.items if subsets[item.subset].mode == preview.mode), None)
+        if first is None or preview.text not in [self.manifest.texts[number].fingerprint for number in first.texts]:
+            return None
+        return self._gatherer.gather([self._chooser.first(first)], 0).mean.float()
+
+    def _shown_items(self) -> list[ManifestItem]:
+        """Items that are previews: held-out ones first, and of each kind one of every subset in turn."""
+        subsets = all_subsets(self.datasets)
+        places: Counter[tuple[bool, int]] = Counter()
+        ranked = []
+        for held_out, items in ((True, self.held_out_items), (False, self.items)):
+            for item in items:
+                if not subsets[item.subset].is_reg:
+                    ranked.append(((not held_out, places[held_out, item.subset], item.subset), item))
+                    places[held_out, item.subset] += 1
+        return [item for _, item in heapq.nsmallest(self.sample_items, ranked, key=lambda one: one[0])]
+
+    def _item_preview(self, item: ManifestItem) -> CachedPreview:
+        choice = self._chooser.first(item)
+        batch = self._gatherer.gather([choice], 0)
+        mode = all_subsets(self.datasets)[item.subset].mode
+        request = PreviewRequest(choice.text.caption)
         return CachedPreview(
-            from_plain(preview.request), preview.mode, self._gatherer.text(preview.text), negative, condition
+            request, mode, batch.text, None, batch.condition, choice.text.fingerprint, batch.mean.float()
         )
 
     @property
@@ -138,4 +186,4 @@ def open_cache(run: Run) -> CachedDataset:
         if reading is not None:
             reading.close()
         raise
-    return CachedDataset(listing, run.training.seed or 0, run.training.prior_loss_weight, reading)
+    return CachedDataset(listing, run.training.seed or 0, run.training.prior_loss_weight, reading, run.sampling.sample_items)

@@ -6,6 +6,8 @@ The trainer checks the cache here before it loads anything; `--dry_run` counts b
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -88,9 +90,9 @@ def listed(run: Run) -> Listing:
     base = Base.open(run.model)
     scope = scope_of(run, base)
     folder = scope.folder
-    manifest = _manifest(folder, scope.config, run)
+    manifest, unknown = _with_previews_of(_manifest(folder, scope.config, run), run)
     store = Store(folder)
-    stale = [*_other_encoders(manifest, base, folder), *changes(Footprint(manifest.files, manifest.folders)), *_other_previews(manifest, run)]
+    stale = [*_other_encoders(manifest, base, folder), *changes(Footprint(manifest.files, manifest.folders)), *unknown]
     missing = manifest.fingerprints - set(store.where)
     if missing:
         stale.append(f"{len(missing)} of its {len(manifest.fingerprints)} entries are missing")
@@ -107,8 +109,7 @@ def _shortened(lines: list[str]) -> list[str]:
 
 
 def _advice(run: Run) -> str:
-    config = run.command.config_file
-    return f"Run: python influx_cache.py{f' --config_file {config}' if config else ''}"
+    return f"Run: {shlex.join(['python', 'influx_cache.py', *run.to_cache])}"
 
 
 def _manifest(folder: Path, config: dict, run: Run) -> Manifest:
@@ -148,13 +149,18 @@ def _other_encoders(manifest: Manifest, base: Base, folder: Path) -> list[str]:
     return found
 
 
-def _other_previews(manifest: Manifest, run: Run) -> list[str]:
-    """Previews asked for now that were not when the cache was made. An absent prompt file is no error."""
+def _with_previews_of(manifest: Manifest, run: Run) -> tuple[Manifest, list[str]]:
+    """The manifest with the previews that this run asks for alone, in its order; and what is wrong if it lacks some.
+
+    Runs that share a data set share its manifest, and each finds its own prompts there. A prompt file that is not on
+    this machine is no error: all previews are made then.
+    """
     prompts = run.sampling.sample_prompts
     if prompts is not None and not prompts.exists() and manifest.previews:
-        return []
-    asked = [plain(request) for request in preview_requests(run.sampling)]
-    if asked != [preview.request for preview in manifest.previews]:
-        return ["its sample prompts are not those of this configuration"]
-    return []
-
+        return manifest, []
+    known = {json.dumps(preview.request, sort_keys=True): preview for preview in manifest.previews}
+    asked = [json.dumps(plain(request), sort_keys=True) for request in preview_requests(run.sampling)]
+    lacking = sum(request not in known for request in asked)
+    found = tuple(known[request] for request in asked if request in known)
+    wrong = [f"it lacks {lacking} of the {len(asked)} sample prompts of this configuration"] if lacking else []
+    return replace(manifest, previews=found), wrong

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from library.config.tables import SamplingTable
+from library.config.tables.inference import LONGEST_SIDE
 from library.data.report import Report
 from library.errors import ConfigError, DataError
 
-LONGEST_SIDE = 4096
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def preview_picture(run: Run) -> Picture | None:
         requests: Sequence[PreviewRequest] = (PreviewRequest(""),)  # the cache has them, and its sizes are the data's
     else:
         requests = preview_requests(table)
+    requests = (*requests, *(PreviewRequest("") for _ in range(min(1, table.sample_items))))  # the data's own size
     sizes = [(_preview_size(request, run.datasets), request.steps) for request in requests]
     if not sizes:
         return None

@@ -15,7 +15,7 @@ from library.config.run import Run
 from library.config.tables import InferenceTable
 from library.data.buckets import Bucketing
 from library.errors import ConfigError, DataError
-from library.inference.networks import NetworkUse, agreed, networks_of
+from library.inference.networks import NetworkUse, agreed, networks_of, notes_on
 from library.inference.pictures import SHOWN, Picture, find_pictures
 from library.models.base import Defaults
 from library.sampling.fit import Fit, fit_area, fit_own_size, fit_size
@@ -97,7 +97,7 @@ class Plan:
 def make_plan(run: Run, base: Defaults) -> Plan:
     """Decide and check everything. Raises UserError for whatever the user can mend."""
     table = run.inference
-    networks = networks_of(table, Path(run.saving.output_dir) / f"{run.saving.output_name}.safetensors")
+    networks = networks_of(table, run.network, Path(run.saving.output_dir) / f"{run.saving.output_name}.safetensors")
     mode = _mode(table, networks, run)
     pictures, notes = find_pictures(table, MODES[mode])
     resolution, said = _resolution(table, networks, run)
@@ -117,7 +117,7 @@ def make_plan(run: Run, base: Defaults) -> Plan:
         token_length=_token_length(run, networks, base),
         networks=networks,
         requests=tuple(requests),
-        notes=(*notes, *said),
+        notes=(*notes_on(networks), *notes, *said),
     )
 
 

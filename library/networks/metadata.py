@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,13 +203,17 @@ def _by_module(metadata: Mapping[str, str], name: str, module: str) -> float | N
 
 @dataclass(frozen=True)
 class Guide:
-    """What a file tells inference: the modes it was trained in, the edit mask's value, guidance, size, token length."""
+    """What a file tells inference: the modes it was trained in, the edit mask's value, guidance, size, token length.
+
+    base_weights: names of the files that were merged into the base it was trained on.
+    """
 
     modes: tuple[str, ...] = ()
     edit_mask_value: float | None = None
     sample_guidance: float | None = None
     resolution: tuple[int, int] | None = None
     t5xxl_max_token_length: int | None = None
+    base_weights: tuple[str, ...] = ()
 
 
 def guide(metadata: Mapping[str, str]) -> Guide:
@@ -226,7 +231,16 @@ def guide(metadata: Mapping[str, str]) -> Guide:
         _number(metadata.get("influx_sample_guidance")),
         size,
         int(length) if length.isdigit() else None,
+        _base_weights(metadata.get("influx_config", "")),
     )
+
+
+def _base_weights(config: str) -> tuple[str, ...]:
+    try:
+        names = tomllib.loads(config).get("network", {}).get("base_weights", [])
+    except (tomllib.TOMLDecodeError, AttributeError):
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else (str(names),)
 
 
 def _number(text: str | None) -> float | None:

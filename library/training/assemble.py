@@ -1,11 +1,9 @@
 """The parts of a run, made from their tables and put together."""
 
-from dataclasses import replace
-
 from torch import nn
 
 from library.config.run import Run
-from library.config.tables import OptimizerTable, TrainingTable
+from library.config.tables import TrainingTable
 from library.data.cached import CachedDataset
 from library.errors import ConfigError
 from library.memory.optimizer_state import keep_state_in_ram
@@ -13,7 +11,7 @@ from library.models.flux import FluxTransformer
 from library.networks import build as build_network
 from library.networks.clip import Together, build_clip
 from library.networks.network import Network
-from library.training import checkpoint, processes, rates, schedules
+from library.training import checkpoint, processes, rates
 from library.training.data import TrainingData
 from library.training.ema import Ema
 from library.training.epochs import Epochs
@@ -22,10 +20,7 @@ from library.training.loss_scale import LossScale
 from library.training.optimizers import OptimizerChoice, OptimizerSet
 from library.training.processes import World
 from library.training.progress import Progress
-from library.training.schedules import Schedule
 from library.training.state import RunState
-
-_POLYNOMIAL_END = 1e-7  # the learning rate that diffusers' polynomial schedule ends at
 
 
 def rate_scale(run: Run, world: World) -> float:
@@ -94,37 +89,3 @@ def num_steps(table: TrainingTable, data: TrainingData, progress: Progress) -> i
     if table.max_train_steps is not None:
         return table.max_train_steps
     return progress.step + data.steps_left(progress, table.gradient_accumulation_steps, table.max_train_epochs)
-
-
-def make_schedule(table: OptimizerTable, steps: int) -> Schedule:
-    """The learning rate's course."""
-    extra = schedule_arguments(table)
-    warmup = table.lr_warmup_steps if table.changed("lr_warmup_steps") else min(table.lr_warmup_steps, steps // 10)
-    schedule = schedules.build(
-        table.lr_scheduler,
-        steps,
-        warmup,
-        table.lr_decay_steps,
-        table.lr_scheduler_num_cycles,
-        table.lr_scheduler_power,
-        table.lr_scheduler_min_lr_ratio or 0.0,
-        min(1.0, _POLYNOMIAL_END / table.learning_rate) if table.learning_rate else 0.0,
-        table.lr_scheduler_timescale,
-    )
-    return replace(schedule, **extra)
-
-
-def schedule_arguments(table: OptimizerTable) -> dict[str, float]:
-    """`lr_scheduler_args` as fields of a schedule."""
-    known = {"num_cycles": int, "power": float, "min_lr_ratio": float, "timescale": int}
-    names = {"min_lr_ratio": "min_ratio"}
-    found = {}
-    for pair in table.lr_scheduler_args:
-        name, _, value = pair.partition("=")
-        if name.strip() not in known:
-            raise ConfigError(f"lr_scheduler_args: {name.strip()!r} is not known. Known: {', '.join(known)}")
-        try:
-            found[names.get(name.strip(), name.strip())] = known[name.strip()](value.strip())
-        except ValueError as error:
-            raise ConfigError(f"lr_scheduler_args: {pair!r}: {error}") from error
-    return found

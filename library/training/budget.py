@@ -22,6 +22,9 @@ def num_processes() -> int:
 
 def work_of(run: Run, base: Base) -> Work:
     """The heaviest moments of one process."""
+    if run.cache.t5xxl_max_token_length is None:
+        length = base.defaults.t5xxl_max_token_length
+        run = run.with_values("cache", "the base", t5xxl_max_token_length=length)
     return forecast.work_of(run, base.shape, num_processes(), encoders_of(base))
 
 

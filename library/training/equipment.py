@@ -32,7 +32,9 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
     buckets = bucket_counts(site.dataset)
     num_steps, step = trainer.schedule.num_steps, trained.progress.step
     settings = {setting.place: str(setting.value) for setting in resolved.changed(run)}
-    opened = trackers.build(run.logging, folder, run.saving.output_name, settings, step)
+    record = site.output.record() if site.output is not None else None
+    identity = trackers.run_id(site.start.identity, site.start.seed, None if record is None else record.started)
+    opened = trackers.build(run.logging, folder, run.saving.output_name, settings, step, identity)
     logbook = Logbook(folder, opened, run.logging.log_every_n_steps, step, num_steps)
     held_out = partial(_measure, site, trainer) if site.dataset.held_out_items and not site.sharded else None
     if site.sharded and (site.dataset.previews or site.dataset.held_out_items):

@@ -16,49 +16,64 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository that may be written to."""
+    """An account that may be written to. wanted: the repository's name, with or without the account's."""
 
     api: "HfApi"
-    repository: str
+    user: str
+    wanted: str | None
     private: bool
 
+    def repository(self, folder: Path) -> str:
+        """The repository of a run in this folder."""
+        name = self.wanted or folder.name
+        return name if "/" in name else f"{self.user}/{name}"
 
-def check(table: SavingTable, folder: Path, endpoint: str | None = None) -> Destination | None:
-    """Where to upload, if that is asked for. Raises ConfigError before training if the token does not work."""
-    if not table.push_to_hub:
-        return None
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+def token_of(table: SavingTable) -> str:
+    """The token to upload with. Raises ConfigError if there is none; asks nobody."""
+    from huggingface_hub import get_token
 
     token = table.hub_token or get_token()
     if token is None:
         raise ConfigError("push_to_hub needs a token: set the environment variable HF_TOKEN (or hub_token)")
+    return token
+
+
+def check(table: SavingTable, endpoint: str | None = None) -> Destination | None:
+    """Where to upload, if that is asked for. Raises ConfigError before training if the token does not work."""
+    if not table.push_to_hub:
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    token = token_of(table)
     api = HfApi(endpoint=endpoint, token=token)
     try:
         user = api.whoami()["name"]
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise ConfigError(f"push_to_hub: the hub does not accept the token ({_first_line(error, token)})") from None
-    repository = table.hub_model_id or folder.name
-    return Destination(api, repository if "/" in repository else f"{user}/{repository}", table.hub_private)
+        answer = getattr(getattr(error, "response", None), "status_code", None)
+        what = "does not accept the token" if answer in (401, 403) else "cannot be reached"
+        raise ConfigError(f"push_to_hub: the hub {what} ({_first_line(error, token)})") from None
+    return Destination(api, user, table.hub_model_id, table.hub_private)
 
 
-def upload(destination: Destination, files: dict[str, Path | bytes], message: str) -> str:
+def upload(destination: Destination, repository: str, files: dict[str, Path], message: str) -> str:
     """Make the repository if needed and add `files` (by their names there) in one commit; returns its address.
 
-    Raises UserError if the hub refuses; the files on the disk are what they were.
+    Raises UserError if the hub refuses or is away; the files on the disk are what they were.
     """
     from huggingface_hub import CommitOperationAdd
     from huggingface_hub.errors import HfHubHTTPError
 
     token = str(destination.api.token)
-    operations = [CommitOperationAdd(name, str(f) if isinstance(f, Path) else f) for name, f in files.items()]
+    operations = [CommitOperationAdd(name, str(file)) for name, file in files.items()]
     try:
-        url = destination.api.create_repo(destination.repository, private=destination.private, exist_ok=True)
-        destination.api.create_commit(destination.repository, operations, commit_message=message)
+        url = destination.api.create_repo(repository, private=destination.private, exist_ok=True)
+        destination.api.create_commit(repository, operations, commit_message=message)
     except (HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"the network is finished and saved, but uploading it to {destination.repository} failed: "
-            f"{_first_line(error, token)}. Upload the folder with `hf upload {destination.repository} FOLDER`"
+            f"the network is finished and saved, but uploading it to {repository} failed: {_first_line(error, token)}. "
+            "Run the same command again to upload it"
         ) from None
     return str(url)
 

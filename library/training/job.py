@@ -16,17 +16,18 @@ from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
 from library.models.base import Base
-from library.training import assemble, hub, processes, rates, signals, trackers
+from library.training import assemble, hub, plan, processes, rates, schedules, signals, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
+from library.training.hub import Destination
 from library.training.loop import Trainer
 from library.training.objective import Objective
-from library.training.optimizers import OptimizerChoice
+from library.training.optimizers import OptimizerChoice, try_out
 from library.training.out_of_memory import BETWEEN_STEPS, Moment, advice, is_out_of_memory
 from library.training.outlook import outlook
 from library.training.prediction import Predictor
 from library.training.probing import Probe
-from library.training.publish import publish
+from library.training.publish import publish, publish_left
 from library.training.site import Site, opened
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ def train(run: Run) -> int:
     """Train. Returns the exit code."""
     choice = rates.choose_optimizer(run.optimizer)
     trackers.wanted(run.logging.report_to)
-    assemble.schedule_arguments(run.optimizer)
-    hub.check(run.saving, run.saving.output_dir)
-    outlook(run, Base.open(run.model))
+    schedules.schedule_arguments(run.optimizer)
+    destination = hub.check(run.saving)
+    for line in outlook(run, Base.open(run.model)).network_lines():
+        log.info("%s", line)
     world = processes.world_from_environment(run.training.local_rank)
     device = choose_device(run.training.device)
+    try_out(choice, run.optimizer.learning_rate, device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = run.training.allow_tf32
     if signals.was_launched():
         signals.die_with_parent()
@@ -51,14 +54,17 @@ def train(run: Run) -> int:
         with opened(run, world, device) as site:
             if site.start.done:
                 log.info("%s", site.start.done)
+                if destination is not None and site.output is not None:
+                    publish_left(destination, site.start.folder)
                 return 0
-            return _train(site, choice)
+            return _train(site, choice, destination)
     finally:
         processes.leave(world)
 
 
-def _train(site: Site, choice: OptimizerChoice) -> int:
+def _train(site: Site, choice: OptimizerChoice, destination: Destination | None) -> int:
     run, saved = site.run, site.start.saved()
+    schedules.of_table(run.optimizer, plan.num_steps(run, site.dataset.listing, site.world.size))
     transformer = setup.load(site.base.transformer_file, site.device, DTYPES[site.mixed], run.memory)
     setup.set_up_training(transformer, run.memory)
     clip = site.base.load_clip(site.device, DTYPES[site.mixed]) if run.network.train_text_encoder else None
@@ -70,7 +76,7 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
     data = assemble.make_data(
         site.dataset, site.world, trained.progress, site.start.seed, saved, run.training.dataloader_num_workers
     )
-    schedule = assemble.make_schedule(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
+    schedule = schedules.of_table(run.optimizer, assemble.num_steps(run.training, data, trained.progress))
     objective = Objective(run.training, site.start.seed)
     predictor = Predictor(transformer, clip)
     if predictor.works_ahead:
@@ -88,7 +94,7 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
         raise
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
-            _finish(site, conduct, finished)
+            _finish(site, conduct, finished, destination)
     processes.wait_for_all(site.world)
     return 0
 
@@ -186,7 +192,7 @@ def _out_of_memory(
     return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device) + kept)
 
 
-def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
+def _finish(site: Site, conduct: Conduct, finished: bool, destination: Destination | None) -> None:
     assert site.output is not None
     conduct.finish()
     conduct.close("finished" if finished else "finished early")
@@ -198,6 +204,5 @@ def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )
-    address = hub.check(site.run.saving, site.start.folder)
-    if address is not None:
-        publish(address, conduct, conduct.keeper.describe())
+    if destination is not None:
+        publish(destination, conduct, conduct.keeper.describe())

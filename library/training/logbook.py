@@ -64,7 +64,7 @@ class Logbook:
             tracker.numbers(step, {_TAGS.get(name, name): value for name, value in values.items()})
 
     def pictures(self, step: int, files: dict[str, Path]) -> None:
-        """Preview pictures by name, to the trackers."""
+        """Preview pictures by name, to the trackers. The step is no part of a name there."""
         if not self.trackers:
             return
         import numpy
@@ -74,7 +74,7 @@ class Logbook:
             with Image.open(path) as image:
                 pixels = numpy.asarray(image.convert("RGB"))
             for tracker in self.trackers:
-                tracker.picture(step, name, pixels)
+                tracker.picture(step, name.removesuffix(f"_{step:08d}"), pixels)
 
     def close(self) -> None:
         """Finish every display."""

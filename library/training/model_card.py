@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 FILL = "black-forest-labs/FLUX.1-Fill-dev"
 _USES = {
@@ -14,7 +14,8 @@ _USES = {
 
 @dataclass(frozen=True)
 class Card:
-    """What the card says. `pictures`: (file in the repository, caption)."""
+    """What the card says. `pictures`: (file in the repository, caption). `diffusers_file`: the one that diffusers loads
+    whole, None if it loads none. `resolution`: of one picture, in spatial mode half the canvas."""
 
     name: str
     file: str
@@ -29,7 +30,9 @@ class Card:
     pictures: Sequence[tuple[str, str]] = ()
     settings: Sequence[tuple[str, str]] = ()
     dataset: Sequence[tuple[str, str]] = ()
-    extra_files: Sequence[str] = field(default_factory=tuple)
+    extra_files: Sequence[str] = ()
+    repository: str = ""
+    diffusers_file: str | None = None
 
 
 def render(card: Card) -> str:
@@ -73,29 +76,71 @@ def _about(card: Card) -> list[str]:
 
 
 def _use(card: Card) -> list[str]:
-    width, height = card.resolution
-    node = "InstructPixToPixConditioning" if card.modes == ("edit",) else "InpaintModelConditioning"
-    return [
+    graphs = [file for file in card.extra_files if file.endswith(".json")]
+    lines = [
         "## Use", "",
         f"**ComfyUI**: put `{card.file}` into `models/loras`, load FLUX.1 Fill and the LoRA (`LoraLoaderModelOnly`), "
-        f"encode the source with `{node}`, and sample with guidance {card.guidance:g}.", "",
-        "**diffusers**:", "",
-        "```python",
+        f"{_comfy(card)}, and sample with guidance {card.guidance:g}."
+        + (f" Graphs to start from: {_files(graphs)}." if graphs else ""), "",
+    ]  # fmt: skip
+    if card.diffusers_file is None:
+        lines += ["**diffusers** cannot load this kind of network; use ComfyUI or InFlux (`influx_infer.py`).", ""]
+    else:
+        lines += ["**diffusers**:", "", "```python", *_diffusers(card, card.diffusers_file), "```", ""]
+    if "edit" in card.modes:
+        lines.append(
+            "FluxFillPipeline blanks what the mask covers; for `edit` networks use InFlux (`influx_infer.py`) or "
+            "ComfyUI, which show the model the source unmasked."
+        )
+    if len(card.modes) > 1:
+        lines.append(f"The code is for `{card.modes[0]}`; `influx_infer.py --mode` knows {_files(card.modes)}.")
+    others = [file for file in card.extra_files if not file.endswith(".json")]
+    return [*lines, "", f"Further files: {_files(others)}."] if others else lines
+
+
+def _comfy(card: Card) -> str:
+    if card.modes == ("spatial",):
+        return (
+            "pad the source to twice its width on the right (`ImagePadForOutpaint`, no feathering), encode picture and "
+            "mask with `InpaintModelConditioning`, crop the right half of the result"
+        )
+    node = "InstructPixToPixConditioning" if card.modes == ("edit",) else "InpaintModelConditioning"
+    return f"encode the source with `{node}`"
+
+
+def _diffusers(card: Card, file: str) -> list[str]:
+    width, height = card.resolution
+    lines = [
         "import torch",
         "from diffusers import FluxFillPipeline",
         "from diffusers.utils import load_image",
         "from PIL import Image",
         "",
         f'pipe = FluxFillPipeline.from_pretrained("{FILL}", torch_dtype=torch.bfloat16).to("cuda")',
-        f'pipe.load_lora_weights(".", weight_name="{card.file}")',
+        f"pipe.load_lora_weights({json.dumps(card.repository)}, weight_name={json.dumps(file)})",
         'image = load_image("source.png")',
-        'mask = Image.new("L", image.size, 255)  # white: repaint',
-        f"result = pipe(prompt=\"...\", image=image, mask_image=mask, guidance_scale={card.guidance:g},",
-        f"              num_inference_steps=50, width={width}, height={height}).images[0]",
-        "```", "",
-        "FluxFillPipeline blanks what the mask covers; for `edit` networks use InFlux (`influx_infer.py`) or ComfyUI, "
-        "which show the model the source unmasked." if "edit" in card.modes else "",
-    ]  # fmt: skip
+    ]
+    if card.modes[:1] == ("spatial",):
+        lines += [
+            f'canvas = Image.new("RGB", ({2 * width}, {height}))  # the source on the left, the answer on the right',
+            f"canvas.paste(image.resize(({width}, {height})))",
+            'mask = Image.new("L", canvas.size, 0)',
+            f"mask.paste(255, ({width}, 0, {2 * width}, {height}))  # white: repaint",
+            f'result = pipe(prompt="...", image=canvas, mask_image=mask, guidance_scale={card.guidance:g},',
+            f"              num_inference_steps=50, width={2 * width}, height={height}).images[0]",
+            f"result = result.crop(({width}, 0, {2 * width}, {height}))",
+        ]
+    else:
+        lines += [
+            'mask = Image.new("L", image.size, 255)  # white: repaint',
+            f'result = pipe(prompt="...", image=image, mask_image=mask, guidance_scale={card.guidance:g},',
+            f"              num_inference_steps=50, width={width}, height={height}).images[0]",
+        ]
+    return lines
+
+
+def _files(names: Sequence[str]) -> str:
+    return ", ".join(f"`{_plain(name)}`" for name in names)
 
 
 def _made(card: Card) -> list[str]:

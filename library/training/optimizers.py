@@ -4,8 +4,6 @@ A run steps one `OptimizerSet`: usually a single optimizer, but one per learning
 own step size and refuses unequal rates (Prodigy).
 """
 
-import ast
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -16,31 +14,10 @@ from torch import Tensor, nn
 
 from library.errors import ConfigError
 from library.memory.bnb import bitsandbytes
+from library.training.optimizer_arguments import BUILT_IN, NEEDS, check_names, path_of
 
-BUILT_IN = {
-    "AdamW": "torch.optim.AdamW",
-    "AdamW8bit": "bitsandbytes.optim.AdamW8bit",
-    "PagedAdamW": "bitsandbytes.optim.PagedAdamW32bit",
-    "PagedAdamW8bit": "bitsandbytes.optim.PagedAdamW8bit",
-    "Lion": "bitsandbytes.optim.Lion",
-    "Lion8bit": "bitsandbytes.optim.Lion8bit",
-    "PagedLion8bit": "bitsandbytes.optim.PagedLion8bit",
-    "Adafactor": "transformers.optimization.Adafactor",
-    "Prodigy": "prodigyopt.Prodigy",
-    "AdamWScheduleFree": "schedulefree.AdamWScheduleFree",
-    "SGDScheduleFree": "schedulefree.SGDScheduleFree",
-    "RAdamScheduleFree": "schedulefree.RAdamScheduleFree",
-    "SGD": "torch.optim.SGD",
-}
 # the library's own defaults would ignore the learning rate
 DEFAULT_ARGUMENTS = {"Adafactor": {"scale_parameter": False, "relative_step": False, "warmup_init": False}}
-NEEDS = {
-    "bitsandbytes": "pip install bitsandbytes",
-    "prodigyopt": "pip install prodigyopt",
-    "schedulefree": "pip install schedulefree",
-    "transformers": "pip install transformers",
-}
-OURS = ("params", "lr")  # the trainer's to give
 
 
 @dataclass(frozen=True)
@@ -67,44 +44,15 @@ class OptimizerChoice:
         return self.factory.__module__.split(".")[0] == "prodigyopt"
 
 
-def parse_arguments(pairs: list[str]) -> dict[str, object]:
-    """`["weight_decay=0.01", "betas=0.9,0.99"]` -> values by name; a value that is no literal stays a string."""
-    parsed: dict[str, object] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f'optimizer_args: {pair!r} is not "name=value", for instance "weight_decay=0.01"')
-        if name.strip() in parsed:
-            raise ConfigError(f"optimizer_args: {name.strip()!r} is given twice")
-        parsed[name.strip()] = literal(value.strip())
-    return parsed
-
-
-def literal(text: str) -> object:
-    """A Python literal (numbers, booleans in either spelling, tuples, None), else the text itself."""
-    spelled = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
-    try:
-        return ast.literal_eval(spelled)
-    except (ValueError, SyntaxError):
-        return text
-
-
 def choose(optimizer_type: str, arguments: dict[str, object]) -> OptimizerChoice:
     """Find the class and check the arguments' names against its signature.
 
     Raises ConfigError for an unknown name, a dotted path to anything but a subclass of torch.optim.Optimizer, and
     arguments the class does not take.
     """
-    by_lower = {name.lower(): name for name in BUILT_IN}
-    name = by_lower.get(optimizer_type.lower())
-    if name is None and "." not in optimizer_type:
-        close = difflib.get_close_matches(optimizer_type.lower(), by_lower, n=1)
-        hint = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
-        raise ConfigError(
-            f"optimizer_type = {optimizer_type!r} is not known{hint} Known: {', '.join(BUILT_IN)}, "
-            "or a dotted path such as 'torch.optim.NAdam'"
-        )
-    factory = import_optimizer(BUILT_IN[name] if name else optimizer_type, optimizer_type)
+    path = path_of(optimizer_type)
+    name = next((name for name, known in BUILT_IN.items() if known == path), None)
+    factory = import_optimizer(path, optimizer_type)
     merged = {**(DEFAULT_ARGUMENTS.get(name, {}) if name else {}), **arguments}
     check_arguments(optimizer_type, factory, arguments)
     return OptimizerChoice(name or optimizer_type, factory, merged)
@@ -134,15 +82,23 @@ def import_optimizer(path: str, optimizer_type: str) -> type[torch.optim.Optimiz
 def check_arguments(optimizer_type: str, factory: type[torch.optim.Optimizer], arguments: dict[str, object]) -> None:
     """Raises ConfigError for argument names the class does not take, with the nearest one it does."""
     parameters = inspect.signature(factory.__init__).parameters
-    known = [name for name in parameters if name not in ("self", *OURS)]
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    for name in arguments:
-        if name in OURS:
-            raise ConfigError(f"optimizer_args: {name!r} is set by learning_rate and the network, not here")
-        if name not in known and not takes_any:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise ConfigError(f"optimizer_args: {optimizer_type} takes no {name!r}; {hint}It takes {', '.join(known)}")
+    check_names(optimizer_type, list(parameters), takes_any, arguments)
+
+
+def try_out(choice: OptimizerChoice, rate: float, device: torch.device) -> None:
+    """Make the optimizer for a small parameter and step it, before anything large is loaded.
+
+    Raises ConfigError if the class refuses the arguments' values, or cannot step as the trainer does.
+    """
+    parameter = nn.Parameter(torch.zeros(8, 8, device=device))
+    stepped = OptimizerSet(choice, [ParameterGroup("trial", rate, {"trial": parameter})])
+    stepped.training(True)
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        stepped.step()
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ConfigError(f"optimizer_type = {choice.name} cannot take a step here: {error}") from error
 
 
 class OptimizerSet:
@@ -154,7 +110,7 @@ class OptimizerSet:
         split = _by_rate(groups) if choice.one_rate_each else [groups]
         try:
             self.optimizers = [choice.factory([_as_group(g) for g in part], **choice.arguments) for part in split]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError, AssertionError) as error:
             raise ConfigError(f"{choice.name} refuses its arguments {choice.arguments}: {error}") from error
         self.base_rates = {group.name: group.learning_rate for group in groups}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 
 from library.config.run import Run
@@ -15,10 +16,13 @@ from library.errors import ConfigError, UserError
 from library.models.base import Base
 from library.models.keymap import linear_shapes
 from library.networks import Plan
+from library.networks.arguments import Settings
 from library.networks.metadata import thumbnail
 from library.networks.outline import Spelling, saved_as
 from library.networks.prospect import look_ahead
+from library.networks.shapes import trained
 from library.networks.size import file_sizes
+from library.networks.targets import Target
 
 _VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _ENDINGS = ("", "_diffusers")
@@ -39,6 +43,23 @@ class Outlook:
             f"{self.name}{ending}.safetensors: {size / 1e6:.2f} MB in {self.precision} ({spelling}'s names)"
             for ending, (spelling, size) in zip(_ENDINGS, self.files)
         ]
+
+    def network_lines(self) -> list[str]:
+        """What is trained, with the scale that each change is really multiplied by, for every rank and alpha in it."""
+        settings, plan = self.plan.settings, self.plan
+        if settings.kind in ("full", "diag-oft"):  # no product of two factors, so nothing to scale
+            counts = Counter({"": len(plan.targets)})
+        else:
+            counts = Counter(_scale_words(settings, target) for target in plan.targets)
+        counts.update(f" on CLIP-L{_scale_words(settings, target)}" for target in plan.text)
+        sizes = [f"{count} modules{words}" for words, count in counts.most_common() if count]
+        sizes += ["x_embedder in full"] if plan.x_embedder is not None else []
+        return [f"network: {settings.kind}, {'; '.join(sizes)}; {trained(plan)} trained parameters"]
+
+
+def _scale_words(settings: Settings, target: Target) -> str:
+    scale = settings.scale_of(target.rank, target.alpha)
+    return f" of rank {target.rank}, alpha {target.alpha:g}: effective scale {scale:g}"
 
 
 def outlook(run: Run, base: Base) -> Outlook:

@@ -100,9 +100,8 @@ class Painter:
         if not self.previews.cached:
             return {}
         if self.pooled is not None:
-            listed = zip(self.previews.cached, self.dataset.manifest.previews, strict=True)
             self.previews.cached = tuple(
-                replace(cached, text=self._text(cached.text, own.text)) for cached, own in listed
+                replace(cached, text=self._text(cached.text, cached.text_entry)) for cached in self.previews.cached
             )
         return self.previews.make(self.transformer, step)
 
@@ -184,7 +183,9 @@ class Painter:
 
     def gallery(self) -> Gallery:
         """Previews first, then held-out items; one row for each step."""
-        strips = [(Column(strip.prompt, strip.source), strip.pictures) for strip in self.previews.strips()]
+        strips = [
+            (Column(strip.prompt, strip.source, strip.target), strip.pictures) for strip in self.previews.strips()
+        ]
         strips += [(Column(i.caption, i.source, i.target), i.pictures()) for i in self.items.values()]
         steps = sorted({step for _, pictures in strips for step in pictures})
         rows = tuple(Row(step, tuple(pictures.get(step) for _, pictures in strips)) for step in steps)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from library.config.tables import OptimizerTable
 from library.errors import ConfigError
 from library.networks.network import ParameterGroup as NetworkGroup
-from library.training.optimizers import OptimizerChoice, ParameterGroup, choose, parse_arguments
+from library.training.optimizer_arguments import check, parse_arguments
+from library.training.optimizers import OptimizerChoice, ParameterGroup, choose
 
 _ADAM_FAMILY = (
     "AdamW",
@@ -29,7 +30,8 @@ def choose_optimizer(table: OptimizerTable) -> OptimizerChoice:
 
     Raises ConfigError for unknown names and arguments.
     """
-    given = parse_arguments(list(table.optimizer_args))
+    check(table.optimizer_type, table.optimizer_args)
+    given = parse_arguments(table.optimizer_args)
     choice = choose(table.optimizer_type, given)
     arguments = {**choice.arguments, **_from_keys(table, choice.name), **given}
     return OptimizerChoice(choice.name, choice.factory, arguments)

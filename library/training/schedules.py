@@ -1,12 +1,13 @@
 """Learning rate over a run: a factor on the base rate for every optimizer step, a pure function of the step number.
 
 Warm-up comes first, then the named curve over what is left. Because the factor depends on nothing but the step, a
-resumed run needs no scheduler state, and several processes cannot disagree.
+resumed run needs no scheduler state, and several processes cannot disagree. Needs no torch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from library.config.tables import OptimizerTable
 from library.errors import ConfigError
 
 SCHEDULES = (
@@ -21,6 +22,10 @@ SCHEDULES = (
     "inverse_sqrt",
     "rex",
 )
+_POLYNOMIAL_END = 1e-7  # the learning rate that diffusers' polynomial schedule ends at
+_RANGES = {
+    "num_cycles": (1, math.inf), "power": (1e-6, math.inf), "min_lr_ratio": (0, 1), "timescale": (1, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,45 @@ def build(
             "steps; shorten them or train longer"
         )
     return Schedule(name, num_steps, warmup_steps, decay_steps, num_cycles, power, min_ratio, end_ratio, timescale)
+
+
+def of_table(table: OptimizerTable, steps: int) -> Schedule:
+    """The learning rate's course."""
+    extra = schedule_arguments(table)
+    warmup = table.lr_warmup_steps if table.changed("lr_warmup_steps") else min(table.lr_warmup_steps, steps // 10)
+    schedule = build(
+        table.lr_scheduler,
+        steps,
+        warmup,
+        table.lr_decay_steps,
+        table.lr_scheduler_num_cycles,
+        table.lr_scheduler_power,
+        table.lr_scheduler_min_lr_ratio or 0.0,
+        min(1.0, _POLYNOMIAL_END / table.learning_rate) if table.learning_rate else 0.0,
+        table.lr_scheduler_timescale,
+    )
+    return replace(schedule, **extra)
+
+
+def schedule_arguments(table: OptimizerTable) -> dict[str, float]:
+    """`lr_scheduler_args` as fields of a schedule, within the ranges that the keys of these names have."""
+    known = {"num_cycles": int, "power": float, "min_lr_ratio": float, "timescale": int}
+    names = {"min_lr_ratio": "min_ratio"}
+    found = {}
+    for pair in table.lr_scheduler_args:
+        name, _, value = pair.partition("=")
+        if name.strip() not in known:
+            raise ConfigError(f"lr_scheduler_args: {name.strip()!r} is not known. Known: {', '.join(known)}")
+        try:
+            found[names.get(name.strip(), name.strip())] = known[name.strip()](value.strip())
+        except ValueError as error:
+            raise ConfigError(f"lr_scheduler_args: {pair!r}: {error}") from error
+        lowest, highest = _RANGES[name.strip()]
+        if not lowest <= found[names.get(name.strip(), name.strip())] <= highest:
+            raise ConfigError(
+                f"lr_scheduler_args: {pair!r}: {name.strip()} is at least {lowest:g}, at most {highest:g}"
+            )
+    return found
 
 
 def steps_of(amount: int | float, num_steps: int) -> int:

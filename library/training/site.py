@@ -15,7 +15,7 @@ from library.models import feasible
 from library.models.base import Base
 from library.training import processes, start
 from library.training.processes import World
-from library.training.run_folder import RunFolder, fresh_folder
+from library.training.run_folder import LOCK, RunFolder, fresh_folder
 from library.training.signals import StopRequests
 from library.training.start import Start
 
@@ -48,6 +48,8 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
     folder = processes.from_main(_folder(run), world)
     assert isinstance(folder, Path)
     with contextlib.ExitStack() as stack:
+        if world.is_main and not folder.exists():
+            stack.callback(_remove_unused, folder)
         output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
         dataset = open_cache(run)
         stack.callback(dataset.close)
@@ -69,6 +71,14 @@ def _precision(run: Run, base: Base, device: torch.device) -> str:
     feasible.require(run.memory, base.shape, DTYPES[mixed], able)
     feasible.require_training(run.memory, DTYPES[mixed], able)
     return mixed
+
+
+def _remove_unused(folder: Path) -> None:
+    """A run that was refused leaves no folder behind where there was none."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
+        (folder / LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process has begun to work in it
+            folder.rmdir()
 
 
 def _folder(run: Run) -> Path:

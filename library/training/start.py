@@ -1,6 +1,5 @@
 """Before any weight is loaded: is this a new run, one to continue, or one that is done, and under which seed?"""
 
-import hashlib
 import logging
 import secrets
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from library.files import atomic_write
 from library.models.base import Base
 from library.training import checkpoint, state
 from library.training.run_folder import Record, RunFolder, new_record
+from library.training.sameness import identity_of
 from library.training.state import RunState, StateError
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.resolved.toml"
-_SAMPLE_BYTES, _SAMPLES = 1 << 16, 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Start:
 def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> Start:
     """Look at what the folder holds. Raises ConfigError if it holds something else."""
     record = output.record()
-    identity = {**resolved.identity(run), "data": data_identity(dataset), "base": base_identity(base)}
+    identity = identity_of(run, dataset, base)
     if record is not None and not record.begun and differences(record.identity, identity):
         log.info("%s held a run that had finished no step: this one takes its place", output.path)
         record = None
@@ -95,26 +94,3 @@ def _state_folder(run: Run, folder: Path, record: Record | None) -> Path | None:
     if found is None and record is not None and not _done(run, folder, record):
         log.info("%s holds this run without a state to go on from: it starts again from the beginning", folder)
     return found
-
-
-def data_identity(dataset: CachedDataset) -> str:
-    """The items that are trained on, with all their entries."""
-    digest = hashlib.sha256()
-    for item in dataset.items:
-        digest.update(repr((item.key, item.subset, item.texts, item.sizes)).encode())
-    for text in dataset.manifest.texts:
-        digest.update(text.fingerprint.encode())
-    return digest.hexdigest()
-
-
-def base_identity(base: Base) -> str:
-    """The transformer's files by size and by samples of their bytes: hashing all 24 GB would take a minute."""
-    digest = hashlib.sha256()
-    for path in base.files("transformer"):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}".encode())
-        with open(path, "rb") as file:
-            for index in range(_SAMPLES):
-                file.seek(index * max(0, size - _SAMPLE_BYTES) // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Where numbers and pictures of a run are shown: TensorBoard by default; wandb, comet and trackio when installed."""
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -39,8 +40,16 @@ def wanted(names: tuple[str, ...]) -> list[str]:
     return chosen
 
 
-def build(table: LoggingTable, folder: Path, run_name: str, settings: dict, from_step: int) -> list[Tracker]:
-    """Open every wanted tracker. `settings` are shown beside the numbers, where the tracker can."""
+def run_id(*facts: object) -> str:
+    """A tracker's name for a run, made of what stays the same when it is continued."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def build(
+    table: LoggingTable, folder: Path, run_name: str, settings: dict, from_step: int, identity: str
+) -> list[Tracker]:
+    """Open every wanted tracker. `settings` are shown beside the numbers, where the tracker can. identity: the same
+    when the run is continued (see `run_id`)."""
     project = table.log_tracker_name or DEFAULT_PROJECT
     name = table.wandb_run_name or run_name
     logs = folder / table.logging_dir / f"{table.log_prefix or ''}{run_name}"
@@ -49,7 +58,7 @@ def build(table: LoggingTable, folder: Path, run_name: str, settings: dict, from
         if kind == "tensorboard":
             made.append(TensorBoard(logs, from_step))
         elif kind == "wandb":
-            made.append(Wandb(project, name, settings, folder, table.wandb_api_key))
+            made.append(Wandb(project, name, settings, folder, table.wandb_api_key, identity))
         elif kind == "comet_ml":
             made.append(Comet(project, name, settings))
         else:
@@ -77,15 +86,18 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; the run continues under its own name."""
+    """Weights & Biases; a run that is continued goes on under its own id."""
 
-    def __init__(self, project: str, name: str, settings: dict, folder: Path, api_key: str | None):
+    def __init__(self, project: str, name: str, settings: dict, folder: Path, api_key: str | None, identity: str):
         import wandb
 
         if api_key:
             os.environ.setdefault("WANDB_API_KEY", api_key)
         self.wandb = wandb
-        self.run = wandb.init(project=project, name=name, config=settings, dir=str(folder), resume="allow")
+        self.run = wandb.init(
+            project=project, name=name, id=identity, resume="allow", dir=str(folder),
+            config=settings, allow_val_change=True,
+        )  # fmt: skip
 
     def numbers(self, step: int, values: dict[str, float]) -> None:
         self.run.log(values, step=step)

@@ -169,3 +169,37 @@ def test_a_mask_that_no_mode_takes_is_said(pairs, configured, tmp_path, caplog) 
     run = configured(EDIT.replace('"edit"', '"spatial"') + "---" + EDIT, rest=rest)
     caching.run(run)
     assert [one.mode for one in open_cache(run).previews] == ["edit"] and "its mask" not in caplog.text
+
+
+def test_two_experiments_share_a_cache(pairs, configured, tmp_path, monkeypatch) -> None:
+    """One with previews and one without, cached in turn: neither takes from the other. --force forgets the others."""
+    (tmp_path / "p.txt").write_text("red circle --ci data/train_A/0.png\nblue --ci data/train_A/1.png\n")
+    (tmp_path / "q.txt").write_text("blue --ci data/train_A/1.png\n")
+
+    def prompted(name: str, *words: str):
+        return configured(rest=f'[sampling]\nsample_prompts = "{name}"' if name else "", arguments=words)
+
+    def painted(name: str) -> list[str]:
+        dataset = open_cache(prompted(name))
+        try:
+            return [preview.request.prompt for preview in dataset.previews]
+        finally:
+            dataset.close()
+
+    caching.run(prompted("p.txt"))
+    assert painted("") == [], "prompts of another run are none of this one"
+    monkeypatch.setattr(Base, "load_vae", None)
+    monkeypatch.setattr(Base, "load_text_encoders", None)
+    for name in ("", "q.txt", "p.txt"):
+        caching.run(prompted(name))  # nothing is left to encode
+        assert painted("p.txt") == ["red circle", "blue"] and painted("q.txt") == ["blue"] and painted("") == []
+    monkeypatch.undo()
+    (tmp_path / "r.txt").write_text("gone --ci extra.png\n")
+    picture(50).save(tmp_path / "extra.png")
+    caching.run(prompted("r.txt"))
+    (tmp_path / "extra.png").unlink()
+    caching.run(prompted(""))  # a condition of another run that is no more keeps nobody from caching
+    assert painted("p.txt") == ["red circle", "blue"]
+    caching.run(prompted("", "--force"))
+    with pytest.raises(CacheError, match="lacks 1 of the 1 sample prompts"):
+        open_cache(prompted("q.txt"))

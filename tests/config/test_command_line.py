@@ -174,3 +174,15 @@ def test_two_calls_at_once_are_refused(words: list[str], data: list[str]) -> Non
 @pytest.mark.parametrize("words", [["--status", "--verify"], ["--dry_run", "--force"], ["--preview", "x.html"]])
 def test_actions_that_go_together_are_not(words: list[str], data: list[str]) -> None:
     assert load([*data, *words], "cache").command
+
+
+def test_the_words_that_caching_has_to_be_given_too(data: list[str], tmp_path: Path) -> None:
+    """Each as it was written; no action of this call, nothing that caching does not read, no secret."""
+    heard = ["--resolution=96", "--validation_prompt", "make it red", "--center_crop", "false"]
+    unheard = ["--learning_rate", "1", "--dry_run", "--hub_token", "hf_secret"]
+    run = load([*data, *heard, *unheard], "train")
+    plain = [*BASE[0].split("="), *data[1:], "--resolution", "96", *heard[1:]]
+    assert list(run.to_cache) == plain
+    again = load(run.to_cache, "cache")
+    assert again.datasets == run.datasets and again.datasets[0].resolution == 96
+    assert again.sampling == run.sampling

@@ -174,3 +174,18 @@ def test_any_command_line_ends_in_a_run_or_a_config_error(words: list[str]) -> N
             load(words, command)
         except ConfigError as error:
             assert str(error).strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\n[[training]]\nseed = 1\n", "run.toml:2: [[training]] stands once, in single brackets: [training]."),
+        ("[[dataset]]\nresolution = 64\n", "run.toml:1: [[dataset]] is written [[datasets]]"),
+        ("[[datasts]]\nresolution = 64\n", "run.toml:1: there is no table [[datasts]]. Did you mean datasets"),
+        ("[[colours]]\nred = 1\n", "run.toml:1: there is no table [[colours]]. The tables are"),
+    ],
+)
+def test_double_brackets_where_none_belong(tmp_path: Path, text: str, message: str) -> None:
+    """The line, what it means, and nothing about what seems to be missing then."""
+    said = message_of(tmp_path / "run.toml", text)
+    assert message in said and said.count("\n") == 0, said

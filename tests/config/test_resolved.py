@@ -33,7 +33,7 @@ def again(run: Run, folder: Path) -> Run:
 
 
 def tables(run: Run) -> dict[str, object]:
-    left_out = ("origins", "warnings", "command")
+    left_out = ("origins", "warnings", "command", "to_cache")
     return {name: getattr(run, name) for name in type(run).model_fields if name not in left_out}
 
 

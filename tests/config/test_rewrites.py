@@ -213,3 +213,48 @@ def test_there_are_87_options_and_each_has_a_home() -> None:
     assert len(SEED_OPTIONS) == 87
     for option in SEED_OPTIONS:
         assert option in REWRITES or catalogue.aliases().get(option, option) in catalogue.declared(), option
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "save_best = true", "early_stop_patience = 2", "validation_generate = 1", "validate_every_n_steps = 5",
+        "validate_every_n_epochs = 2", "max_validation_steps = 3", "validation_timesteps = [0.5]",
+    ],
+)  # fmt: skip
+def test_validation_without_held_out_items_is_said_to_do_nothing(text: str, load_toml) -> None:
+    named = text.partition(" ")[0]
+    (warning,) = load_toml(text).warnings
+    assert warning.startswith(f"run.toml:1: {named} does nothing here") or f"run.toml:1: {named}" in warning
+    assert "validation_split" in warning
+    assert load_toml(f"{text}\nvalidation_split = 0.1\n").warnings == ()
+    assert load_toml(text, command="cache").warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("idle", "acting"),
+    [
+        ("checkpoints_total_limit = 3\nsave_state = false", "checkpoints_total_limit = 3"),
+        ("save_last_n_steps_state = 3\nsave_state = false", "save_last_n_steps_state = 3"),
+        ("save_last_n_epochs_state = 3\nsave_state = false", "save_last_n_epochs_state = 3"),
+        ("sample_every_n_steps = 9", 'sample_every_n_steps = 9\nvalidation_prompt = "x"'),
+        ("sample_every_n_steps = 9", "sample_every_n_steps = 9\nsample_items = 1"),
+        ("sample_at_end = false", 'sample_at_end = false\nvalidation_prompt = "x"'),
+        ('log_tracker_name = "p"', 'log_tracker_name = "p"\nreport_to = ["tensorboard", "wandb"]'),
+        ('wandb_run_name = "r"', 'wandb_run_name = "r"\nreport_to = "trackio"'),
+        ('log_prefix = "r"\nreport_to = "none"', 'log_prefix = "r"'),
+        ('best_metric = "loss_changed"', 'best_metric = "loss_changed"\nsave_best = true\nvalidation_split = 0.1'),
+    ],
+)
+def test_what_needs_something_else_is_said_to_do_nothing_without_it(idle: str, acting: str, load_toml) -> None:
+    (warning,) = load_toml(idle).warnings
+    assert warning.startswith("run.toml:1: ") or "run.toml:1: " in warning
+    assert "does nothing here: it acts only with" in warning
+    assert load_toml(acting).warnings == ()
+
+
+@pytest.mark.parametrize("value", ["[0.0]", "[0.5, 2]", "[0, 2, -1]", "[-0.1]"])
+def test_points_outside_the_flow_are_refused(value: str, load_toml) -> None:
+    with pytest.raises(ConfigError, match=r"run.toml:1: validation_timesteps.*above 0 and at most 1"):
+        load_toml(f"validation_timesteps = {value}\nvalidation_split = 0.1\n")
+    assert load_toml("validation_timesteps = [0.1, 1]\nvalidation_split = 0.1\n").warnings == ()

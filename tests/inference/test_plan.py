@@ -235,3 +235,33 @@ def test_a_dry_run_imports_no_torch(base_folder: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "a.png (64x64), seed" in done.stdout
     assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["width", "height", "resolution"])
+def test_a_size_that_no_machine_can_make_is_refused(ask: Ask, name: str) -> None:
+    """With the bound in the message; a slip of the finger is not left to the kernel to kill."""
+    with pytest.raises(UserError, match=r"4096"):
+        ask("--lora", "none", "--mode", "edit", f"--{name}", "5000000")
+    ask("--lora", "none", "--mode", "edit", f"--{name}", "4096")
+
+
+def test_what_the_network_was_trained_over_is_applied_or_missed(ask: Ask, folder: Path) -> None:
+    """base_weights of the configuration lie below the network; where they are not given, the plan says so."""
+    below = network(folder / "below.safetensors", influx_modes='["mask"]', influx_sample_guidance="99")
+    over = network(
+        folder / "over.safetensors",
+        influx_modes='["edit"]',
+        influx_config='[network]\nbase_weights = ["below.safetensors"]'
+    )  # fmt: skip
+    alone = planned(ask("--lora", str(over)))
+    assert "over.safetensors was trained on a base with below.safetensors merged in" in "\n".join(alone.lines())
+    both = planned(ask("--lora", str(over), "--base_weights", str(below), "--base_weights_multiplier", "0.5"))
+    assert [(use.path.name, use.strength) for use in both.networks] == [
+        ("below.safetensors", 0.5), ("over.safetensors", 1)
+    ]  # fmt: skip
+    assert (both.mode, both.guidance) == ("edit", 3.5), "the base's own word does not count"
+    assert "merged in" not in "\n".join(both.lines())
+    named = planned(ask("--lora", f"{below};{over}", "--mode", "edit", "--base_weights", str(below)))
+    assert [use.path.name for use in named.networks] == ["below.safetensors", "over.safetensors"], "once"
+    with pytest.raises(UserError, match="base_weights"):
+        planned(ask("--lora", str(over), "--base_weights", str(folder / "nowhere.safetensors")))

@@ -35,9 +35,9 @@ def test_there_is_one_for_every_card() -> None:
 def test_it_fits_its_name_and_says_what_it_needs(path) -> None:
     run = load(["--config_file", str(path)], "train")
     shape = FluxShape()
-    work = work_of(run, shape)
-    shown = work_of(run.with_values("sampling", "test", validation_prompt=("what to do",)), shape)
-    assert work.preview is None and shown.preview is not None, "the data's size, as without validation_width"
+    work = work_of(run.with_values("sampling", "test", sample_items=0), shape)
+    shown = work_of(run, shape)
+    assert work.preview is None and shown.preview is not None, "an example that promises previews makes them"
     setting = budget.setting_of(run.memory, shape, PRECISION_NAMES[run.training.mixed_precision])
     vram, ram = cost.training_vram(shape, setting, work).total, cost.training_ram(shape, setting, work).total
     most = cost.training_vram(shape, setting, shown).total

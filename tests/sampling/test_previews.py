@@ -78,6 +78,16 @@ def test_a_preview_says_how_it_was_made(base: Base, transformer, cached, tmp_pat
     assert (said["prompt"], said["mode"], said["size"]) == (PROMPT, "edit", "64x48")
 
 
+def test_what_pushes_away_is_said_too(base: Base, transformer, cached, tmp_path: Path) -> None:
+    for name, scale, known in (("with", 3.0, True), ("without", 1.0, False)):
+        own = replace(
+            cached[0], request=PreviewRequest(PROMPT, negative="blur", cfg_scale=scale), negative=cached[0].text
+        )
+        made = Previews([own], base, SETTINGS, tmp_path / name).make(transformer, 3)
+        said = json.loads(Image.open(made["run_00_00000003"]).info["influx"])
+        assert (said.get("negative prompt"), said.get("cfg scale")) == (("blur", scale) if known else (None, None))
+
+
 def test_a_negative_prompt_pushes_away(base: Base, transformer, cached, tmp_path: Path) -> None:
     plain = Previews(cached[:1], base, SETTINGS, tmp_path / "plain").make(transformer, 1)["run_00_00000001"]
     other = replace(cached[0].text, t5=cached[0].text.t5.flip(-1))

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from library.data.cached import open_cache
 from library.training import saving
 from library.training.saving import Moment
 from library.training.validation import gain
@@ -278,3 +280,45 @@ def test_the_report_of_a_real_run_in_a_browser(measured, tmp_path):
     for text in ("step 4 of 4", "finished", "<h3>Loss</h3>", "<h3>Validation loss</h3>", "<th>source</th>",
                  "<th>target</th>", "<th>step 2</th>", "<th>step 4</th>", "inset(0px 80% 0px 0px)"):  # fmt: skip
         assert text in dom, text
+
+
+def test_items_of_the_data_are_previews_without_any_prompt(cached, tmp_path, caplog):
+    """Source, target and caption of the items themselves, held-out ones first; nothing more is cached for it."""
+    project = Project(cached.root, cached.base, held_out=0.3)
+    out = tmp_path / "out"
+    assert project.train(output_dir=out, sample_items=3, sample_every_n_steps=2, sample_steps=2) == 0
+    files = {path.name for path in (out / "sample").iterdir()}
+    assert files == {
+        f"net_{number:02d}_{what}.png" for number in range(3) for what in ("source", "target", "00000002", "00000003")
+    }
+    dataset = open_cache(project.run(sample_items=3))
+    held_out = {dataset.manifest.texts[item.texts[0]].caption for item in dataset.held_out_items}
+    prompts = [preview.request.prompt for preview in dataset.previews]
+    assert len(held_out) == 2 and set(prompts[:2]) == held_out and prompts[2] not in held_out
+    pictures = {what: pixels(out / f"sample/net_00_{what}.png") for what in ("source", "target", "00000003")}
+    assert abs(pictures["source"] - pictures["target"]).mean() > 1, "the target is another picture"
+    with Image.open(out / "previews.png") as with_target:
+        assert with_target.width == 90 + 3 * 260
+        height = with_target.height
+    assert height > 4 * 160, "rows: source, target and two steps"
+    assert "does nothing" not in caplog.text
+    dataset.close()
+
+
+def test_the_plan_says_which_previews_are_made(cached, capsys):
+    """And when."""
+    project = Project(cached.root, cached.base, held_out=0.3)
+    for keys, said in (
+        ({}, "previews: none (no sample_prompts, no validation_prompt, no sample_items)"),
+        ({"sample_items": 2}, "previews: 2 (2 of the data's own items), every 50 steps, at the end"),
+        ({"sample_items": 99, "sample_every_n_epochs": 2, "sample_at_first": True, "sample_at_end": False},
+         "previews: 7 (7 of the data's own items), every 2 epochs, at the start"),
+    ):  # fmt: skip
+        assert project.train("x", dry_run=True, **keys) == 0
+        assert said in capsys.readouterr().out.splitlines()
+
+
+def pixels(path):
+    """A picture as numbers."""
+    with Image.open(path) as image:
+        return numpy.asarray(image, dtype=float)

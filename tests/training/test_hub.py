@@ -22,6 +22,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: list[dict] = []
         self.files: dict[str, bytes] = {}
         self.fails = False
+        self.away = False
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -39,7 +40,9 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self):
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if self.server.away:
+            self._answer({"error": "nobody home"}, 404)
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer({"error": "Invalid username or password."}, 401)
         else:
             self._answer({"name": "painter", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
@@ -147,3 +150,66 @@ def test_a_card_holds_no_markup_of_the_user():
     import yaml
 
     assert yaml.safe_load(front.removeprefix("---\n"))["widget"][0]["text"] == text
+
+
+def test_a_hub_that_is_away_at_the_end_gets_it_by_the_same_command(project, tmp_path, hub, capsys, caplog):
+    """The card is on the disk; running again uploads what the first time could not, once."""
+    options = {"push_to_hub": True, "hub_token": TOKEN, "hub_model_id": "net"}
+    hub.fails = True
+    assert project.train(**options) == 2
+    assert "Run the same command again to upload it" in capsys.readouterr().err
+    out = tmp_path / "out"
+    assert "# net" in (out / "README.md").read_text()
+    assert project.train(**options) == 2, "still away"
+    hub.fails = False
+    assert project.train(**options) == 0
+    assert "nothing is left to do" in caplog.text and "uploaded to" in caplog.text
+    assert hub.files["README.md"] == (out / "README.md").read_bytes()
+    assert hub.files["net.safetensors"] == (out / "net.safetensors").read_bytes()
+    hub.files.clear()
+    assert project.train(**options) == 0
+    assert not hub.files and not (out / "upload.json").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_not_called_a_wrong_token(project, hub, capsys):
+    """What the user has to mend is another thing."""
+    hub.away = True
+    assert project.train(push_to_hub=True, hub_token=TOKEN) == 2
+    error = capsys.readouterr().err
+    assert "the hub cannot be reached" in error and "token" not in error.replace("hub_token", "")
+
+
+def test_what_is_uploaded_is_what_the_card_speaks_of(project, tmp_path, hub):
+    """The file that diffusers loads whole, graphs for ComfyUI, the repository's own name; no network on the way."""
+    options = {"push_to_hub": True, "hub_token": TOKEN, "hub_model_id": "net", "train_x_embedder": True}
+    assert project.train(**options, save_every_n_steps=2, save_every_n_epochs=1, max_train_steps=5) == 0
+    card = hub.files["README.md"].decode()
+    assert 'load_lora_weights("painter/net", weight_name="net_diffusers.safetensors")' in card
+    networks = {name for name in hub.files if name.endswith(".safetensors")}
+    assert networks == {"net.safetensors", "net_diffusers.safetensors"}
+    graphs = {name for name in hub.files if name.endswith(".json")}
+    assert graphs and all(f"`{name.replace('_', chr(92) + '_')}`" in card for name in graphs)
+    assert "Further files: `net\\_diffusers.safetensors`" in card
+
+
+def compiled(card: str) -> str:
+    """The card's Python, which is Python."""
+    code = card.partition("```python\n")[2].partition("```")[0]
+    compile(code, "card", "exec")
+    return code
+
+
+def test_the_card_of_every_mode_shows_its_own_call():
+    """Spatial networks are given a canvas, and what diffusers cannot load is not said to load."""
+    shown = {
+        mode: render(Card("n", "n.safetensors", "b", (mode,), 30.0, 5, 4, (64, 48), repository="me/n",
+                          diffusers_file="n.safetensors"))
+        for mode in ("edit", "mask", "spatial")
+    }  # fmt: skip
+    assert "canvas" not in compiled(shown["edit"]) + compiled(shown["mask"])
+    spatial = compiled(shown["spatial"])
+    assert "(128, 48)" in spatial and "mask.paste(255, (64, 0, 128, 48))" in spatial
+    assert "image=canvas" in spatial and "width=128, height=48" in spatial and "crop((64, 0, 128, 48))" in spatial
+    assert "ImagePadForOutpaint" in shown["spatial"] and "InstructPixToPix" in shown["edit"]
+    none = render(Card("n", "n.safetensors", "b", ("edit",), 30.0, 5, 4, (64, 48)))
+    assert "cannot load this kind" in none and "load_lora_weights" not in none

@@ -6,8 +6,9 @@ from torch import nn
 
 from library.config.tables.optimizer import OPTIMIZERS
 from library.errors import ConfigError
-from library.training import optimizers, state
-from library.training.optimizers import BUILT_IN, OptimizerSet, ParameterGroup, choose, parse_arguments
+from library.training import optimizer_arguments, optimizers, state
+from library.training.optimizer_arguments import BUILT_IN, parse_arguments
+from library.training.optimizers import OptimizerSet, ParameterGroup, choose, try_out
 
 
 def test_names_are_those_of_the_configuration():
@@ -163,3 +164,70 @@ def test_a_missing_package_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(optimizers.importlib, "import_module", missing)
     with pytest.raises(ConfigError, match="pip install schedulefree"):
         choose("AdamWScheduleFree", {})
+
+
+WRONG = [
+    ("AdamW", "weight_decai=1", "takes no 'weight_decai'; did you mean 'weight_decay'"),
+    ("AdamW", "betas=5", "betas = 5: AdamW takes 2 numbers there, as betas=0.9,0.999"),
+    ("AdamW", "betas=0.9,0.99,0.999", "takes 2 numbers"),
+    ("AdamW8bit", "is_paged=5", "takes true or false"),
+    ("PagedAdamW", "betas=x", "takes 2 numbers"),
+    ("Prodigy", "d0=big", "takes a number there, as d0=1e-06"),
+    ("Prodigy", "d00=1", "did you mean 'd0'"),
+    ("Adafactor", "relative_step=1", "takes true or false"),
+    ("Lion", "lr=1", "'lr' is set by learning_rate"),
+    ("RAdamScheduleFree", "warm=1", "takes no 'warm'"),
+    ("torch.optim.NAdam", "momentum_decay=true", "takes a number"),
+    ("torch.optim.LBFGS", "history_size=3", "cannot train here: its step calls the model again"),
+    ("torch.optim.SparseAdam", "eps=1e-8", "sparse gradients alone"),
+    ("nosuchpackage.Optimizer", "a=1", "there is no module 'nosuchpackage'"),
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "message"), WRONG)
+def test_the_source_tells_what_an_optimizer_takes(name, argument, message):
+    """Names and kinds of values, by the package's own source; nothing is imported for it."""
+    with pytest.raises(ConfigError, match=message):
+        optimizer_arguments.check(name, [argument])
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, *DOTTED])
+def test_the_source_and_the_class_agree(name):
+    """For every built-in: the arguments that parsing finds are those of the class."""
+    import inspect
+
+    choice = choose(name, {})
+    found = optimizer_arguments._signature(optimizer_arguments.path_of(name), name)
+    parameters = {key: one.default for key, one in inspect.signature(choice.factory.__init__).parameters.items()}
+    assert list(found.defaults) == list(parameters)
+    assert all(parameters[key] == value for key, value in found.defaults.items() if value is not None)
+    assert optimizer_arguments.check(name, []) == ""
+
+
+def test_a_class_whose_source_says_nothing_is_left_to_the_run(tmp_path, monkeypatch):
+    """As one that inherits its arguments."""
+    (tmp_path / "ownoptimizer.py").write_text("import torch\nclass Mine(torch.optim.SGD):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "checked when the run starts" in optimizer_arguments.check("ownoptimizer.Mine", ["momentum=0.9"])
+    try_out(choose("ownoptimizer.Mine", {"momentum": 0.9}), 1e-3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, *DOTTED])
+def test_every_optimizer_can_be_tried_out(name):
+    """On a parameter of its own."""
+    try_out(choose(name, {"momentum": 0.9} if name == "SGD" else {}), 1e-3, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("AdamW", {"betas": 5}),
+        ("torch.optim.LBFGS", {}),
+        ("torch.optim.SparseAdam", {}),
+        ("AdamW", {"betas": (2.0, 0.9)}),
+    ],
+)
+def test_what_cannot_step_is_refused_by_trying(name, arguments):
+    """With a plain message."""
+    with pytest.raises(ConfigError, match="refuses its arguments|cannot take a step here"):
+        try_out(choose(name, arguments), 1e-3, torch.device("cpu"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.training.project import Project, make_project
 from tests.training.test_around_the_steps import PLAN, ROOT
 
 MISTAKES = {
@@ -134,3 +135,126 @@ def test_the_list_says_what_is_trained_and_written(project, tmp_path, capsys, mo
     planned = capsys.readouterr().out
     assert f"{counted[0] / 1e6:.1f} M trained parameters" in planned
     assert all(line in planned for line in listed.splitlines() if ".safetensors:" in line)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "of rank 4, alpha 4: effective scale 1;"),
+        ({"network_alpha": 2}, "of rank 4, alpha 2: effective scale 0.5;"),
+        ({"network_alpha": 2, "use_rslora": True}, "of rank 4, alpha 2: effective scale 1;"),
+        ({"network_reg_dims": "single_blocks=2"}, "of rank 2, alpha 2: effective scale 1"),
+        ({"network_module": "loha", "network_alpha": 1}, "of rank 4, alpha 1: effective scale 0.25;"),
+        ({"network_module": "full"}, "full, 20 modules; "),
+        ({"train_x_embedder": True}, "; x_embedder in full; "),
+        ({"train_text_encoder": True, "text_encoder_dim": 2}, "on CLIP-L of rank 2, alpha 2: effective scale 1;"),
+    ],
+)
+def test_the_effective_scale_is_printed(project, capsys, caplog, options, said):
+    """By the plan, and by the run before it loads anything."""
+    assert project.train(**options, dry_run=True) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("network: ")]
+    assert said in line, line
+    assert project.train(**options, max_train_steps=1) == 0
+    assert line in caplog.messages
+
+
+NOT_TO_BE = {
+    "a misspelt argument": ({"optimizer_args": "weight_decai=1"}, "did you mean 'weight_decay'"),
+    "a value of another kind": ({"optimizer_args": "betas=5"}, "takes 2 numbers"),
+    "no argument of a schedule": ({"lr_scheduler_args": "foo=1"}, "'foo' is not known"),
+    "cycles below none": (
+        {"lr_scheduler": "cosine_with_restarts", "lr_scheduler_args": "num_cycles=-3"}, "at least 1, at most inf",
+    ),
+    "more warm-up than steps": (
+        {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 7}, "lr_warmup_steps (7)",
+    ),
+    "more warm-up than epochs": (
+        {"lr_scheduler": "warmup_stable_decay", "lr_warmup_steps": 3, "lr_decay_steps": 6, "max_train_steps": "",
+         "max_train_epochs": 2}, "the run's 8 steps",
+    ),
+    "an optimizer that cannot": ({"optimizer_type": "torch.optim.LBFGS"}, "cannot train here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_TO_BE)
+def test_what_cannot_be_is_refused_by_the_plan_and_before_weights_are_loaded(project, capsys, monkeypatch, name):
+    """With the same words."""
+    from library.models import setup
+
+    monkeypatch.setattr(setup, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    options, words = NOT_TO_BE[name]
+    for keys in ({"dry_run": True}, {}):
+        assert project.train(**options, **keys) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_values_that_only_the_class_knows_are_refused_before_weights_are_loaded(project, capsys, monkeypatch):
+    """A beta above 1."""
+    from library.models import setup
+
+    monkeypatch.setattr(setup, "load", lambda *arguments: pytest.fail("weights were loaded"))
+    assert project.train(optimizer_args="betas=2,0.9") == 2
+    assert "refuses its arguments" in capsys.readouterr().err
+
+
+def planned(project, capsys, **keys) -> str:
+    """What the plan prints."""
+    assert project.train(**keys, dry_run=True) == 0
+    return capsys.readouterr().out
+
+
+def test_the_plan_says_how_the_folder_stands(project, tmp_path, capsys):
+    """New, going on, done, or another run's: what the run itself would do, and nothing is written."""
+    out = tmp_path / "out"
+    assert f"a new run in {out}\n" in planned(project, capsys) and not out.exists()
+    options = {"save_every_n_steps": 2, "save_state_on_train_end": True}
+    assert project.train(max_train_steps=5, **options) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*"))
+    assert f"{out} holds this run, finished after 5 steps: nothing is left" in planned(
+        project, capsys, max_train_steps=5
+    )
+    longer = planned(project, capsys, max_train_steps=9)
+    assert f"continues the run in {out} from its newest state (net-state)" in longer
+    assert f"a new run in {out}-2\n" in planned(project, capsys, fresh=True)
+    assert project.train(network_dim=8, dry_run=True) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.rglob("*")) == before
+
+
+def test_the_plan_says_what_is_measured_saved_and_shown(cached, tmp_path, capsys):
+    """Everything that the run will leave, and when."""
+    project = Project(cached.root, cached.base, held_out=0.3, settings={"output_dir": tmp_path / "out"})
+    said = planned(
+        project, capsys, validate_every_n_steps=2, validation_generate=1, save_best=True, early_stop_patience=3,
+        use_ema=True, save_state_on_train_end=True, save_every_n_steps=1, save_last_n_steps=5,
+        checkpoints_total_limit=2, report_html=True, report_to="tensorboard",
+    )  # fmt: skip
+    for words in (
+        "validation: 2 held-out items, every 2 steps and at the end; 1 of them painted and scored; the best loss saved"
+        " as net-best.safetensors; stops after 3 measurements without a better loss",
+        "net.safetensors, net-ema.safetensors, a state at the end",
+        "kept of them: networks of the last 5 steps, states of the last 5 steps, at most 2 states",
+        "shown in: metrics.jsonl, report.html, tensorboard",
+        "optimizer: AdamW, learning rate 0.001, constant",
+        "32 text tokens",
+    ):
+        assert words in said, (words, said)
+    assert "validation: none" in planned(Project(cached.root, cached.base), capsys, output_dir=tmp_path / "x")
+
+
+def test_the_plan_refuses_what_is_not_there(project, capsys, monkeypatch):
+    """A tracker that is not installed; an upload without a token."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    for keys, words in (({"report_to": "comet_ml"}, "pip install comet_ml"), ({"push_to_hub": True}, "needs a token")):
+        assert project.train(**keys, dry_run=True) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_prompts_of_another_run_do_not_change_this_one(base, tmp_path):
+    """Cached meanwhile on the same data: the run goes on."""
+    project = make_project(tmp_path, base)
+    assert project.train(max_train_steps=2, save_state_on_train_end=True) == 0
+    asked = Project(tmp_path, base, settings={"validation_prompt": "make it red;make it blue"})
+    asked.cache()
+    assert project.train(max_train_steps=3) == 0

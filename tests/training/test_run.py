@@ -1,6 +1,7 @@
 """The training command on a small project: what it writes, what it leaves alone, what is in memory meanwhile."""
 
 import json
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from library import caching
+from library.start import run_command
 from tests.training.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,3 +177,17 @@ def test_what_the_device_cannot_do_is_said_before_anything_is_written(project, t
     said = capsys.readouterr().err
     assert "attention_backend = cudnn does not work on the CPU" in said and "auto, flash, math" in said
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_stale_cache_names_a_command_that_mends_it(project, tmp_path, capsys):
+    """Everything that was said on the command line, so that the printed words make the very cache that is missing; and
+    no folder is left of a run that never was."""
+    run = {"dataset_cache_dir": tmp_path / "own cache", "resolution": 32}
+    assert project.train(**run) == 2
+    said = capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    command = next(line for line in said.splitlines() if line.startswith("Run: ")).removeprefix("Run: ")
+    python, script, *words = shlex.split(command)
+    assert (python, script) == ("python", "influx_cache.py")
+    assert run_command("cache", caching.run, words) == 0
+    assert project.train(**run) == 0

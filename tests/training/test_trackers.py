@@ -67,7 +67,7 @@ def test_an_extra_tracker_gets_everything(name, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, name, recorder)
     installed(monkeypatch, name)
     table = LoggingTable(report_to=(name,), log_tracker_name="mine", wandb_run_name="one", wandb_api_key=None)
-    (tracker,) = trackers.build(table, tmp_path, "net", {"rank": "4"}, 0)
+    (tracker,) = trackers.build(table, tmp_path, "net", {"rank": "4"}, 0, "f00d")
     tracker.numbers(3, {"loss/current": 0.5})
     tracker.picture(3, "net_00", numpy.zeros((8, 6, 3), dtype=numpy.uint8))
     tracker.close()
@@ -118,3 +118,28 @@ def test_a_terminal_that_is_gone_does_not_end_a_run(project, monkeypatch, tmp_pa
     monkeypatch.setattr(metrics.Metrics, "close", lambda self: None)
     assert project.train() == 0
     assert (tmp_path / "out/net.safetensors").exists()
+
+
+def test_a_continued_run_goes_on_as_the_same_run_of_wandb(project, monkeypatch):
+    """Under one id, which another run does not have."""
+    recorder = Recorder("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    installed(monkeypatch, "wandb")
+    options = {"report_to": "wandb", "save_state_on_train_end": True}
+    assert project.train(max_train_steps=1, **options) == 0
+    assert project.train(max_train_steps=2, **options) == 0
+    assert (
+        project.train(max_train_steps=1, output_dir=project.settings["output_dir"] / "other", network_dim=2, **options)
+        == 0
+    )
+    first, again, other = (call[1] for call in recorder.calls if call[0] == "init")
+    assert first["id"] == again["id"] != other["id"] and again["resume"] == "allow"
+
+
+def test_previews_keep_their_name_from_step_to_step(project, tmp_path):
+    """So that a tracker shows one picture with a slider, not one card for each step."""
+    options = {"sample_items": 1, "sample_steps": 1, "sample_every_n_steps": 1, "sample_at_end": False}
+    assert project.train(max_train_steps=3, report_to="tensorboard", **options) == 0
+    events = EventAccumulator(str(tmp_path / "out/logs/net"), {"images": 0}).Reload()
+    assert events.Tags()["images"] == ["net_00"]
+    assert [event.step for event in events.Images("net_00")] == [1, 2]

@@ -12,6 +12,8 @@ from library.config.table import FilePath, Floats, Integers, Size, Strings, Tabl
 if TYPE_CHECKING:
     from library.config.run import Run
 
+LONGEST_SIDE = 4096
+"""In pixels: FLUX was trained on a quarter of it, and memory grows with the area."""
 FIT = Literal["error", "crop", "pad"]
 LoraFiles = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
@@ -43,9 +45,9 @@ class InferenceTable(Table):
     inference_resolution: int | Size | None = key(None, short="resolution")
     """Area the image is scaled to while it is edited: a side length, or [width, height]. The one the network was
     trained at if not set."""
-    width: int | None = key(None, ge=16)
+    width: int | None = key(None, ge=16, le=LONGEST_SIDE)
     """Width of the result, instead of a resolution; from height and the image's aspect if only that is set."""
-    height: int | None = key(None, ge=16)
+    height: int | None = key(None, ge=16, le=LONGEST_SIDE)
     """Height of the result, instead of a resolution."""
     fit: FIT = key("error")
     """What to do with an image whose aspect is not that of width x height: stop, crop, or pad. Never stretched."""
@@ -67,3 +69,7 @@ class InferenceTable(Table):
                 ["lora_strength"],
                 f"lora_strength: {len(self.lora_strength)} strengths for {len(self.lora)} networks.",
             )
+        area = self.inference_resolution
+        for side in area if isinstance(area, tuple) else (area,):
+            if side is not None and not 16 <= side <= LONGEST_SIDE:
+                yield ["inference_resolution"], f"resolution = {side}: from 16 to {LONGEST_SIDE} pixels."

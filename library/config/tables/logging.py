@@ -16,6 +16,8 @@ Trackers = Annotated[
     tuple[Literal["tensorboard", "wandb", "comet_ml", "trackio", "all", "none"], ...], BeforeValidator(as_tuple)
 ]
 
+_NAMED = "report_to=wandb|comet_ml|trackio|all"
+
 
 class LoggingTable(Table):
     """Trackers and reports. metrics.jsonl is always written."""
@@ -27,13 +29,13 @@ class LoggingTable(Table):
     """Folder of TensorBoard logs, inside output_dir unless absolute."""
     report_to: Trackers = key(("tensorboard",), aliases=("log_with",), comma=True, rerun=True)
     """Trackers: tensorboard, wandb, comet_ml, trackio, all (that are installed), none."""
-    log_prefix: str | None = key(None, rerun=True)
-    """Begins the name of the log folder."""
-    log_tracker_name: str | None = key(None, rerun=True)
+    log_prefix: str | None = key(None, rerun=True, only_with="report_to=tensorboard|all")
+    """Begins the name of the log folder of TensorBoard."""
+    log_tracker_name: str | None = key(None, rerun=True, only_with=_NAMED)
     """Project name in wandb, comet and trackio; influx if not set."""
-    wandb_run_name: str | None = key(None, rerun=True)
+    wandb_run_name: str | None = key(None, rerun=True, only_with=_NAMED)
     """Run name in the trackers; output_name if not set."""
-    wandb_api_key: str | None = key(None, secret=True, rerun=True)
+    wandb_api_key: str | None = key(None, secret=True, rerun=True, only_with="report_to=wandb|all")
     """Key of wandb; better given as the environment variable WANDB_API_KEY. Never stored or printed."""
     log_every_n_steps: int = key(1, ge=1, rerun=True)
     """Write the numbers every N steps."""

@@ -79,9 +79,9 @@ class NetworkTable(Table):
     scale it was trained at (unless network_alpha is set), or refused. CLIP-L's part needs train_text_encoder."""
     dim_from_weights: bool = key(False)
     """Take the targets, and rank and scale of each, from network_weights."""
-    base_weights: FilePaths = key((), path="path", exists="train")
+    base_weights: FilePaths = key((), path="path", exists="train infer", reads="train infer")
     """Files that are merged into the base before training. CLIP-L's part needs train_text_encoder."""
-    base_weights_multiplier: Floats = key((), only_with="base_weights")
+    base_weights_multiplier: Floats = key((), only_with="base_weights", reads="train infer")
     """Strength of each of base_weights; 1 if not set."""
     train_x_embedder: bool = key(False, aliases=("train_embedder",))
     """Train the image input layer (x_embedder, img_in) in full. It travels in the same file as an exact

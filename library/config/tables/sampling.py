@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from library.config.table import FilePath, FilePaths, Strings, Table, key
+from library.config.tables.inference import LONGEST_SIDE
 
 if TYPE_CHECKING:
     from library.config.run import Run
+
+_ASKED = "sample_prompts or validation_prompt or sample_items"
 
 
 class SamplingTable(Table):
@@ -19,26 +22,25 @@ class SamplingTable(Table):
 
     sample_prompts: FilePath | None = key(None, path="path", exists="cache", rerun=True)
     """Prompts for previews: .txt (one per line, with --w --h --d --s --g --l --n --ci --mask), .toml or .json."""
+    sample_items: int = key(0, ge=0, reads="train", rerun=True)
+    """Make previews of this many items of the data too (held-out ones first, each subset in turn): from an item's own
+    source, mask and caption, with its target beside. Needs no prompts, and nothing more in the cache."""
     sample_every_n_steps: int | None = key(
-        50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True
+        50, aliases=("validation_steps",), ge=1, reads="train", kohya="none", rerun=True, only_with=_ASKED
     )
-    """Make previews every N steps, if there are prompts for them."""
-    sample_every_n_epochs: int | None = key(
-        None, ge=1, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
-    )
+    """Make previews every N steps, if there are prompts or items for them."""
+    sample_every_n_epochs: int | None = key(None, ge=1, reads="train", rerun=True, only_with=_ASKED)
     """Make previews every N epochs; wins over sample_every_n_steps."""
-    sample_at_first: bool = key(False, reads="train", rerun=True, only_with="sample_prompts or validation_prompt")
+    sample_at_first: bool = key(False, reads="train", rerun=True, only_with=_ASKED)
     """Make previews before the first step."""
-    sample_at_end: bool = key(True, reads="train", rerun=True)
+    sample_at_end: bool = key(True, reads="train", rerun=True, only_with=_ASKED)
     """Make previews after the last step."""
     sample_guidance_scale: float | None = key(None, ge=0, reads="cache train infer", rerun=True)
     """Guidance of previews, inference and workflows. 30 unless the base's influx.json says otherwise; inference
     takes the LoRA's first."""
     sample_steps: int | None = key(None, ge=1, reads="cache train infer", rerun=True)
     """Denoising steps. 50 unless the base's influx.json says otherwise."""
-    sample_seed: int | None = key(
-        None, ge=0, reads="train", rerun=True, only_with="sample_prompts or validation_prompt"
-    )
+    sample_seed: int | None = key(None, ge=0, reads="train", rerun=True, only_with=_ASKED)
     """Seed of the previews' noise; `seed` if not set."""
     validation_prompt: Strings = key((), rerun=True)
     """Prompts for previews, separated by `;`."""
@@ -50,9 +52,13 @@ class SamplingTable(Table):
     black with the data's invert_mask. Does nothing in spatial mode (use_split_mask)."""
     num_validation_images: int = key(1, ge=1, only_with="validation_prompt", rerun=True)
     """Previews per prompt, with different seeds."""
-    validation_width: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    validation_width: int | None = key(
+        None, ge=16, le=LONGEST_SIDE, only_with="validation_prompt", rerun=True, seed="1024"
+    )
     """Width of the previews of validation_prompt (of both halves in spatial mode); the data's size if not set."""
-    validation_height: int | None = key(None, ge=16, only_with="validation_prompt", rerun=True, seed="1024")
+    validation_height: int | None = key(
+        None, ge=16, le=LONGEST_SIDE, only_with="validation_prompt", rerun=True, seed="1024"
+    )
     """Height of the previews of validation_prompt; the data's size if not set."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:

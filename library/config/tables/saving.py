@@ -32,13 +32,13 @@ class SavingTable(Table):
     """Keep only networks of the last N epochs."""
     save_state: bool = key(True, kohya="false", rerun=True)
     """Save the state beside each network, so that the run can be continued."""
-    save_last_n_steps_state: int | None = key(None, ge=1, rerun=True)
+    save_last_n_steps_state: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep only states of the last N steps; as save_last_n_steps if not set."""
-    save_last_n_epochs_state: int | None = key(None, ge=1, rerun=True)
+    save_last_n_epochs_state: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep only states of the last N epochs; as save_last_n_epochs if not set."""
     save_state_on_train_end: bool = key(False, rerun=True)
     """Save the state after the last step as well, so that the run can be made longer."""
-    checkpoints_total_limit: int | None = key(None, ge=1, rerun=True)
+    checkpoints_total_limit: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep at most this many states."""
     resume: str | None = key(None, aliases=("resume_from_checkpoint",), path="model", rerun=True)
     """A state to continue from: `latest`, or a state folder. The same command run again continues by itself."""

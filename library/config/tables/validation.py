@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from library.config.table import Floats, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class ValidationTable(Table):
@@ -25,7 +29,28 @@ class ValidationTable(Table):
     """Generate this many held-out items and score them against their targets (PSNR, SSIM, colour distance)."""
     save_best: bool = key(False, rerun=True)
     """Keep a copy of the network at its best measurement."""
-    best_metric: Literal["loss", "loss_changed", "psnr", "ssim", "colour_distance"] = key("loss", rerun=True)
+    best_metric: Literal["loss", "loss_changed", "psnr", "ssim", "colour_distance"] = key(
+        "loss", rerun=True, only_with="save_best or early_stop_patience"
+    )
     """What best means."""
     early_stop_patience: int | None = key(None, ge=1, rerun=True)
     """Stop after this many measurements without an improvement."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Points outside the flow."""
+        outside = [value for value in self.validation_timesteps if not 0 < value <= 1]
+        if outside or not self.validation_timesteps:
+            found = f"{outside[0]:g} is none" if outside else "there is none"
+            yield ["validation_timesteps"], f"validation_timesteps: {found}; each is above 0 and at most 1 (all noise)."
+
+    def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """Everything here is about held-out items."""
+        subsets = [subset for dataset in run.datasets for subset in dataset.subsets]
+        if any(dataset.validation_split for dataset in run.datasets) or any(one.is_validation for one in subsets):
+            return
+        for name, _, _info in self.entries():
+            if self.changed(name) and name != "best_metric":
+                yield (
+                    [name],
+                    f"{name} does nothing here: no item is held out. Set validation_split or is_validation.",
+                )
