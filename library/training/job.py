@@ -99,6 +99,8 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             conduct.begin()
+    if _agree(site, conduct is not None and conduct.is_out_of_patience())[1]:
+        return False  # it was killed between its last state and its end
     steps, begun = trainer.steps(), False
     while True:
         with _explained(site, trainer, conduct):
@@ -111,10 +113,10 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
-        if code and trainer.trained.progress.step < trainer.schedule.num_steps:
-            raise _stopped(site, conduct, code)
         if early:
             return False
+        if code and trainer.trained.progress.step < trainer.schedule.num_steps:
+            raise _stopped(site, conduct, code)
 
 
 def _probe(site: Site, trainer: Trainer, conduct: Conduct | None) -> None:
@@ -193,8 +195,12 @@ def _finish(site: Site, conduct: Conduct, finished: bool) -> None:
     record = site.output.record()
     assert record is not None
     progress = conduct.trained.progress
-    finished_at = {"finished_steps": progress.step, "finished_epochs": progress.epoch, "begun": True}
-    site.output.write_record(replace(record, **finished_at))
+    patience = None if finished else site.run.validation.early_stop_patience
+    site.output.write_record(
+        replace(
+            record, finished_steps=progress.step, finished_epochs=progress.epoch, begun=True, stopped_early=patience
+        )
+    )
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )

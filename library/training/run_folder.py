@@ -24,7 +24,10 @@ LOCK, OWNER, RECORD = ".influx.lock", ".influx.owner.json", "run.json"
 
 @dataclass(frozen=True)
 class Record:
-    """run.json: which run the folder holds and how far it got. ``begun``: it has finished a step."""
+    """run.json: which run the folder holds and how far it got.
+
+    begun: it has finished a step. stopped_early: the early_stop_patience that ended it, if one did.
+    """
 
     identity: dict[str, object]
     seed: int
@@ -32,6 +35,7 @@ class Record:
     finished_epochs: int | None = None
     started: str = ""
     begun: bool = True
+    stopped_early: int | None = None
 
 
 def fresh_folder(output_dir: Path, output_name: str) -> Path:
@@ -89,6 +93,7 @@ class RunFolder:
                 values["finished_epochs"],
                 values["started"],
                 values.get("begun", True),
+                values.get("stopped_early"),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}); use --fresh to start a new run beside it") from error

@@ -14,7 +14,10 @@ MANIFEST = "manifest.json"  # of a state folder: without it the folder does not 
 
 @dataclass(frozen=True)
 class Moment:
-    """The end of an optimizer step. `epoch` counts finished epochs; `ends_epoch`: this step finished one."""
+    """The end of an optimizer step. `epoch` counts finished epochs; `ends_epoch`: this step finished one.
+
+    last: no step comes after it, because it is the last one or because the run stops early.
+    """
 
     step: int
     epoch: int
@@ -41,9 +44,12 @@ def epoch_stem(name: str, epoch: int) -> str:
 
 
 def due(table: SavingTable, name: str, moment: Moment) -> list[SavePlan]:
-    """What is saved at `moment`. The last step's network has the plain name and is saved by the end of the run."""
+    """What is saved at `moment`. The last step's network has the plain name and is saved by the end of the run.
+
+    Its state is what a longer run goes on from: without one, all of its steps would have to be done again.
+    """
     if moment.last:
-        return [SavePlan(None, True)] if table.save_state_on_train_end else []
+        return [SavePlan(None, True)] if table.save_state or table.save_state_on_train_end else []
     plans = []
     if table.save_every_n_steps and moment.step % table.save_every_n_steps == 0:
         plans.append(SavePlan(step_stem(name, moment.step), table.save_state))
@@ -61,9 +67,12 @@ def moments_saved(table: SavingTable, num_steps: int, steps_per_epoch: int) -> I
 
 
 def outdated(table: SavingTable, folder: Path, name: str, moment: Moment) -> list[Path]:
-    """The networks and states that the `save_last_n_*` and `checkpoints_total_limit` keys no longer keep."""
+    """The networks and states that the `save_last_n_*` and `checkpoints_total_limit` keys no longer keep.
+
+    The end of a run makes no room by steps or epochs, as in kohya: its own network and state are no part of the row.
+    """
     old: list[Path] = []
-    for is_state in (False, True):
+    for is_state in (False, True) if not moment.last else ():
         last_steps, last_epochs = table.save_last_n_steps, table.save_last_n_epochs
         if is_state:
             last_steps = table.save_last_n_steps_state or last_steps
@@ -76,9 +85,17 @@ def outdated(table: SavingTable, folder: Path, name: str, moment: Moment) -> lis
                     old.append(path)
     if table.checkpoints_total_limit:
         states = [path for path, _, _ in _saved(folder, name, is_state=True) if path not in old]
+        states += [path for path in [folder / f"{name}{STATE_SUFFIX}"] if path.is_dir()]
         states.sort(key=lambda path: path.stat().st_mtime_ns)
         old += states[: -table.checkpoints_total_limit]
     return old
+
+
+def networks(folder: Path, name: str) -> list[Path]:
+    """The networks that a run called `name` has saved, the newest last; their averages and other spellings left out."""
+    pattern = re.compile(re.escape(name) + r"(?:-best|-step\d{8}|-\d{6})?\.safetensors")
+    found = [path for path in folder.iterdir() if pattern.fullmatch(path.name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
 def _saved(folder: Path, name: str, is_state: bool) -> Iterator[tuple[Path, str, int]]:

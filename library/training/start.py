@@ -10,9 +10,10 @@ from library.config import resolved
 from library.config.resolved import differences
 from library.config.run import Run
 from library.data.cached import CachedDataset
+from library.errors import ConfigError
 from library.files import atomic_write
 from library.models.base import Base
-from library.training import checkpoint, state
+from library.training import checkpoint, saving, state
 from library.training.run_folder import Record, RunFolder, new_record
 from library.training.state import RunState, StateError
 
@@ -44,13 +45,15 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
         log.info("%s held a run that had finished no step: this one takes its place", output.path)
         record = None
     output.refuse_strangers(record, identity)
-    found = _state_folder(run, output.path, record)
+    found = _state_folder(run, output.path)
     scalars = None if found is None else state.read_scalars(found)
     if scalars is not None:
         checkpoint.refuse_other_run(found, scalars, identity)
     done = _done(run, output.path, record)
     if done:
         return Start(output.path, 0, identity, None, done)
+    if found is None and record is not None:
+        _begin_again(output, record)
     seed = _seed(run, record, scalars)
     if record is None:
         output.write_record(new_record(identity, seed))
@@ -72,6 +75,13 @@ def _seed(run: Run, record: Record | None, scalars: dict | None) -> int:
 def _done(run: Run, folder: Path, record: Record | None) -> str:
     if record is None or record.finished_steps is None:
         return ""
+    patience = run.validation.early_stop_patience
+    if record.stopped_early is not None and patience is not None and patience <= record.stopped_early:
+        return (
+            f"{folder} holds this run, which stopped early after {record.finished_steps} steps: nothing is left to do. "
+            f"Raise early_stop_patience above {record.stopped_early} to go on, or use --fresh to start a new run in a "
+            "numbered folder"
+        )
     wanted = run.training.max_train_steps
     longer = run.training.max_train_epochs > (record.finished_epochs or 0) if wanted is None else False
     if longer or (wanted or 0) > record.finished_steps:
@@ -82,7 +92,20 @@ def _done(run: Run, folder: Path, record: Record | None) -> str:
     )
 
 
-def _state_folder(run: Run, folder: Path, record: Record | None) -> Path | None:
+def _begin_again(output: RunFolder, record: Record) -> None:
+    """A run without a state starts from its first step again, unless that would overwrite what it has made."""
+    networks = saving.networks(output.path, output.name)
+    if networks:
+        how = "was finished" if record.finished_steps is not None else "was not finished"
+        raise ConfigError(
+            f"{output.path} holds this run, which {how}, but no state to go on from: starting again would overwrite "
+            f"{networks[0].name}. Use --fresh to start in a numbered folder, and network_weights = "
+            f"{networks[-1]} to begin there with what was learnt (the optimizer starts anew)"
+        )
+    log.info("%s holds this run without a state to go on from: it starts again from the beginning", output.path)
+
+
+def _state_folder(run: Run, folder: Path) -> Path | None:
     """The state to continue from: the one `resume` names, else the newest whole one of this run."""
     wanted = run.saving.resume
     if wanted is not None and wanted != "latest":
@@ -92,8 +115,6 @@ def _state_folder(run: Run, folder: Path, record: Record | None) -> Path | None:
         log.warning("state left out: %s", trouble)
     if found is None and wanted == "latest":
         raise StateError(f"resume = latest, but {folder} holds no state of {run.saving.output_name!r}")
-    if found is None and record is not None and not _done(run, folder, record):
-        log.info("%s holds this run without a state to go on from: it starts again from the beginning", folder)
     return found
 
 

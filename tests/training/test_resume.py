@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.tensorfile import data_hash
 from library.training import state
 from tests.training.project import Project
 
@@ -90,6 +91,39 @@ def test_the_same_command_again_continues_then_stops(project, tmp_path, caplog):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_finished_run_is_made_longer_as_its_message_says(project, tmp_path, caplog):
+    """Without a key beyond the ones it names: the end has a state, and the result is that of one long run."""
+    assert project.train(max_train_steps=2) == 0
+    assert project.train(max_train_steps=2) == 0
+    assert "Raise max_train_steps" in caplog.text
+    assert project.train(max_train_steps=5) == 0
+    assert "step 2, epoch 0" in caplog.text
+    assert project.train(output_dir=tmp_path / "whole", max_train_steps=5) == 0
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_nothing_is_overwritten_where_no_state_was_saved(project, tmp_path, capsys, finished):
+    """A folder with networks and without a state is refused, with the way on; the way works."""
+    out, options = tmp_path / "out", {"save_state": False, "save_every_n_steps": 2}
+    assert project.train(**options) == 0
+    if not finished:  # as a kill after the save of step 2 leaves it
+        record = json.loads((out / "run.json").read_text())
+        (out / "run.json").write_text(json.dumps({**record, "finished_steps": None}))
+        (out / "net.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in out.glob("net*")} | {"m": (out / "metrics.jsonl").read_bytes()}
+    assert project.train(**options, max_train_steps=5) == 2
+    error = capsys.readouterr().err
+    assert "--fresh" in error and "network_weights" in error
+    assert {p.name: p.read_bytes() for p in out.glob("net*")} | {"m": (out / "metrics.jsonl").read_bytes()} == before
+    newest = "net.safetensors" if finished else "net-step00000002.safetensors"
+    assert str(out / newest) in error
+    assert project.train(**options, max_train_steps=5, fresh=True, network_weights=out / newest) == 0
+    assert (tmp_path / "out-2/net.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -149,6 +183,7 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, 
     assert project.train(output_dir=tmp_path / "whole", **options) == 0
     out = tmp_path / "out"
     assert project.train(**options) == 0
+    shutil.rmtree(out / "net-state")
     (out / "net-step00000003-state/optimizer.safetensors").write_bytes(b"")
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**record, "finished_steps": None}))

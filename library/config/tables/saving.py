@@ -31,13 +31,13 @@ class SavingTable(Table):
     save_last_n_epochs: int | None = key(None, ge=1, rerun=True, only_with="save_every_n_epochs")
     """Keep only networks of the last N epochs."""
     save_state: bool = key(True, kohya="false", rerun=True)
-    """Save the state beside each network, so that the run can be continued."""
+    """Save the state beside each network, the last one included, so that the run can be continued or made longer."""
     save_last_n_steps_state: int | None = key(None, ge=1, rerun=True)
     """Keep only states of the last N steps; as save_last_n_steps if not set."""
     save_last_n_epochs_state: int | None = key(None, ge=1, rerun=True)
     """Keep only states of the last N epochs; as save_last_n_epochs if not set."""
     save_state_on_train_end: bool = key(False, rerun=True)
-    """Save the state after the last step as well, so that the run can be made longer."""
+    """Save the state after the last step even where save_state is off, so that the run can be made longer."""
     checkpoints_total_limit: int | None = key(None, ge=1, rerun=True)
     """Keep at most this many states."""
     resume: str | None = key(None, aliases=("resume_from_checkpoint",), path="model", rerun=True)
