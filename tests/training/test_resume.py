@@ -29,6 +29,15 @@ CASES = {
     "schedulefree-radam": ({"optimizer_type": "RAdamScheduleFree", "rank_dropout": 0.3}, 5),
     "sgd-full-bf16": ({"optimizer_type": "SGD", "full_bf16": True, "mixed_precision": "bf16"}, 3),
     "adamw-full-bf16-ema": ({"full_bf16": True, "mixed_precision": "bf16", "use_ema": True}, 5),
+    "schedulefree-full-bf16": (
+        {"optimizer_type": "AdamWScheduleFree", "full_bf16": True, "mixed_precision": "bf16"}, 3,
+    ),
+    "schedulefree-sgd-full-bf16-ema": (
+        {"optimizer_type": "SGDScheduleFree", "full_bf16": True, "mixed_precision": "bf16", "use_ema": True}, 2,
+    ),
+    "schedulefree-radam-full-bf16": (
+        {"optimizer_type": "RAdamScheduleFree", "full_bf16": True, "mixed_precision": "bf16"}, 5,
+    ),
     "dotted-module-dropout": ({"optimizer_type": "torch.optim.NAdam", "module_dropout": 0.3}, 3),
     "workers-rex-accumulation": (
         {"dataloader_num_workers": 3, "lr_scheduler": "rex", "gradient_accumulation_steps": 2}, 3,
