@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 
 from library.config.run import Run
-from library.errors import OutOfMemory, Stopped
+from library.errors import NonFiniteError, OutOfMemory, Stopped
 from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
 from library.models.base import Base
-from library.training import assemble, hub, processes, rates, signals, trackers
+from library.training import assemble, hub, processes, rates, signals, state, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
 from library.training.loop import Trainer
@@ -103,13 +103,13 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
         return False  # it was killed between its last state and its end
     steps, begun = trainer.steps(), False
     while True:
-        with _explained(site, trainer, conduct):
+        with _explained(site, trainer, conduct), _kept(conduct):
             result = next(steps, None)
         if result is None:
             return True
-        if site.output is not None and not begun:
+        if site.output is not None and result.stepped and not begun:
             site.output.has_begun()
-        begun = True
+            begun = True
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
@@ -161,6 +161,33 @@ def _stopped(site: Site, conduct: Conduct | None, code: int) -> Stopped:
         "Run the same command again to continue",
         code,
     )
+
+
+@contextlib.contextmanager
+def _kept(conduct: Conduct | None) -> Iterator[None]:
+    """Too many steps that are not finite: the weights of before are saved, and the message says where to go on."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if conduct is None:
+            raise
+        progress = conduct.trained.progress
+        if progress.step < progress.skipped:  # the one that raised is no step, but counts
+            raise NonFiniteError(
+                f"{error}. No step was ever good, so nothing is saved and any key may change"
+            ) from error
+        older = state.newest(conduct.folder, conduct.run.saving.output_name)[0]
+        progress.skipped_in_row = 0  # so that a run that goes on is given as many tries again
+        kept = conduct.keeper.interrupted()
+        back = (
+            f". If it does not get over this step, go further back: --resume {older}"
+            if older not in (None, kept)
+            else ""
+        )
+        raise NonFiniteError(
+            f"{error}. Network and state of step {progress.step} are saved ({kept}): the same command goes on from "
+            f"there{back}"
+        ) from error
 
 
 @contextlib.contextmanager

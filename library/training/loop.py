@@ -141,8 +141,7 @@ class Trainer:
             raise NonFiniteError(
                 f"{progress.skipped_in_row} steps in a row had NaN or infinite gradients, the last at step "
                 f"{progress.step + 1} (items: {names}). The weights were not touched by them. Lower learning_rate, use "
-                'mixed_precision = "bf16" instead of fp16, or look at these items; then run the same command again to '
-                "go on from the last saved state"
+                'mixed_precision = "bf16" instead of fp16, or look at these items'
             )
 
     def advance(self, window: Window) -> bool:
