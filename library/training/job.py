@@ -210,9 +210,11 @@ def _out_of_memory(
         torch.cuda.empty_cache()
     kept = ""
     if conduct is not None and not trainer.stepping and trainer.trained.progress.step > 0:
-        kept = f" The state is saved ({conduct.keeper.interrupted()})."
+        kept = f" The state is saved ({conduct.keeper.interrupted()}): the same command goes on from it."
     moment = moment or Moment(f"a batch of {trainer.bucket[0]} x {trainer.bucket[1]} pixels")
-    return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device) + kept)
+    record = site.output.record() if site.output is not None else None
+    begun = trainer.trained.progress.step > 0 or (record is not None and record.begun)
+    return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device, begun) + kept)
 
 
 def _finish(site: Site, conduct: Conduct, finished: bool) -> None:

@@ -128,9 +128,10 @@ class Trainer:
     def count(self, finite: bool, window: Window) -> None:
         """Count steps that were left out. Raises NonFiniteError after too many in a row."""
         progress, scale = self.trained.progress, self.trained.scale
-        blamed = not finite and not scale.acts  # an overflow under loss scaling only lowers the scale
+        blamed = not finite and not scale.can_fall  # an overflow under loss scaling only lowers the scale
         scale.after(finite)
         if finite or not blamed:
+            progress.overflows += not finite
             progress.skipped_in_row = 0
             return
         progress.skipped += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from library.config.resolved import differences
+from library.config.resolved import differences, split
 from library.errors import ConfigError
 from library.files import atomic_write, sweep_leftovers
 from library.training import saving
@@ -118,7 +118,7 @@ class RunFolder:
                     "or use --fresh"
                 )
             return
-        changed = differences(record.identity, identity)
+        changed = differences(split(record.identity)[0], split(identity)[0])
         if changed:
             raise ConfigError(
                 f"{self.path} holds another run. What differs (old -> new):\n  " + "\n  ".join(changed)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from library.config import resolved
@@ -55,12 +55,26 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
     if found is None and record is not None:
         _begin_again(output, record)
     seed = _seed(run, record, scalars)
+    _warn_of_other_bits(
+        (scalars or {}).get("identity") or (record.identity if record is not None else identity), identity
+    )
     if record is None:
         output.write_record(new_record(identity, seed))
+    elif record.identity != identity:
+        output.write_record(replace(record, identity=identity))
     atomic_write(output.path / CONFIG_FILE, resolved.resolved_toml(run))
     if scalars is not None:
         log.info("continuing %s: step %d, epoch %d", found, scalars["step"], scalars["epoch"])
     return Start(output.path, seed, identity, found)
+
+
+def _warn_of_other_bits(old: dict[str, object], new: dict[str, object]) -> None:
+    changed = differences(resolved.split(old)[1], resolved.split(new)[1])
+    if changed:
+        log.warning(
+            "warning: the run goes on in another precision than before: %s. What it learns from here on is not what it "
+            "would have been to the bit", "; ".join(changed),
+        )  # fmt: skip
 
 
 def _seed(run: Run, record: Record | None, scalars: dict | None) -> int:
@@ -121,10 +135,11 @@ def _state_folder(run: Run, folder: Path) -> Path | None:
 def data_identity(dataset: CachedDataset) -> str:
     """The items that are trained on, with all their entries."""
     digest = hashlib.sha256()
+    texts = dataset.manifest.texts  # those of previews stand among them, and may change
     for item in dataset.items:
-        digest.update(repr((item.key, item.subset, item.texts, item.sizes)).encode())
-    for text in dataset.manifest.texts:
-        digest.update(text.fingerprint.encode())
+        captions = [texts[number].fingerprint for number in item.texts]
+        digest.update(repr((item.key, item.subset, captions, item.sizes)).encode())
+    digest.update(texts[0].fingerprint.encode())
     return digest.hexdigest()
 
 

@@ -166,6 +166,37 @@ def test_what_may_change_when_continuing(project, tmp_path, caplog):
     assert (tmp_path / "out/net-step00000003.safetensors").exists()
 
 
+def test_precisions_may_change_with_a_warning(project, tmp_path, caplog):
+    """As the advice after NaN or without memory says; twice the same is no change any more."""
+    options = {"mixed_precision": "fp16", "save_every_n_steps": 1}
+    assert project.train(max_train_steps=2, **options) == 0
+    changed = {"mixed_precision": "bf16", "base_precision": "int8", "save_every_n_steps": 1}
+    assert project.train(max_train_steps=3, **changed) == 0
+    assert 'base_precision: not set -> "int8"; mixed_precision: "fp16" -> "bf16"' in caplog.text
+    assert "continuing" in caplog.text
+    assert state.load(tmp_path / "out/net-state").scalars["loss_scale"] is None
+    caplog.clear()
+    assert project.train(max_train_steps=4, **changed) == 0
+    assert "another precision" not in caplog.text
+    assert project.train(max_train_steps=5, **options) == 0
+    assert state.load(tmp_path / "out/net-state").scalars["loss_scale"][0] > 1
+
+
+def test_previews_may_change_when_continuing(cached, tmp_path):
+    """Other prompts need the caching command again; what is trained on is the same."""
+    from library import caching
+    from library.start import run_command
+
+    prompts = {"validation_prompt": "make it red", "validation_image": cached.root / "source/0.png"}
+    folders = {"dataset_cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+    project = Project(cached.root, cached.base, settings={**folders, **prompts, "sample_at_end": False})
+    project.cache()
+    assert project.train(max_train_steps=2) == 0
+    changed = {"validation_prompt": "a quite different one", "validation_width": 32, "validation_height": 32}
+    assert run_command("cache", caching.run, project.words("unused", **changed)) == 0
+    assert project.train(max_train_steps=3, **changed) == 0
+
+
 def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
     """By path, by name in the folder, `latest`; what is not there or damaged is a plain error."""
     options = {"max_train_steps": 4, "save_every_n_steps": 1}

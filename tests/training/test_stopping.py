@@ -11,6 +11,7 @@ import torch
 
 from library.tensorfile import data_hash
 from library.training import loop, objective, signals
+from library.training.loss_scale import GROWTH_INTERVAL, LossScale
 from library.training.run_folder import OWNER
 from tests.training import forked
 
@@ -149,6 +150,22 @@ def test_an_overflow_under_loss_scaling_only_lowers_the_scale(project, tmp_path,
     assert project.train(max_train_steps=6, mixed_precision="fp16") == 0
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [0] * 6
+
+
+def test_the_loss_scale_comes_back_and_overflows_are_counted(project, tmp_path, monkeypatch):
+    """From its floor it grows again as torch's GradScaler does; overflows are apart from steps at fault."""
+    scale = LossScale.for_precision("fp16")
+    for _ in range(40):
+        scale.after(False)
+    assert scale.value == 1.0 and not scale.can_fall
+    for _ in range(2 * GROWTH_INTERVAL):
+        scale.after(True)
+    assert scale.value == 4.0
+    poisoned(monkeypatch, {1, 2}, float("inf"))
+    assert project.train(max_train_steps=4, mixed_precision="fp16") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["overflows"] for line in lines] == [0, 1, 2, 2]
+    assert [line["loss_scale"] for line in lines] == [65536, 32768, 16384, 16384]
 
 
 @pytest.mark.parametrize("place", ["forward", "backward", "step"])

@@ -25,11 +25,13 @@ class TrainingTable(Table):
     """Batches whose gradients are averaged before one optimizer step."""
     seed: int | None = key(None, ge=0, le=2**63 - 1, reads="cache train infer")
     """Seed of every draw. Drawn once and written down if not set."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, reads="cache train infer", kohya="no")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
+        None, reads="cache train infer", kohya="no", inexact=True
+    )
     """Arithmetic of the transformer. If not set: bf16 on a card that has it, otherwise no (fp32)."""
     device: str | None = key(None, reads="cache train infer", rerun=True)
     """cuda, cuda:1, mps or cpu; the first GPU if there is one, if not set."""
-    allow_tf32: bool = key(False, reads="cache train infer")
+    allow_tf32: bool = key(False, reads="cache train infer", inexact=True)
     """Let matrix products in fp32 use TF32 on Ampere cards and later."""
     local_rank: int = key(-1, ge=-1, reads="cache train", rerun=True)
     """Rank of this process, for launchers that do not set LOCAL_RANK; -1 leaves the environment alone."""
