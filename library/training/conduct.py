@@ -16,7 +16,7 @@ from library.training.metrics import read
 from library.training.pictures import Painter
 from library.training.report import Page
 from library.training.saving import Moment
-from library.training.validation import gain
+from library.training.validation import gain, is_measured
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 30.0  # between two rewrites of the report
@@ -110,7 +110,8 @@ class Conduct:
             if table.save_best:
                 self.keeper.network(self.run.saving.output_name + BEST)
             return
-        progress.measured_without_gain += 1
+        if is_measured(table.best_metric, values):
+            progress.measured_without_gain += 1
 
     def _report(self, status: str, force: bool = False) -> None:
         if not self.run.logging.report_html or (not force and time.monotonic() - self._reported < REPORT_SECONDS):

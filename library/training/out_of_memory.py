@@ -66,7 +66,7 @@ def _picture_knobs(moment: Moment, cache: CacheTable) -> list[tuple[bool, str]]:
         (moment.decoding and not cache.vae_tiling, "vae_tiling = true (and influx_cache.py again)"),
         (
             True,
-            "a smaller picture (--w and --h of its prompt, or validation_width and validation_height; then cache again)",
+            "a smaller picture (--w, --h of its prompt, or validation_width and validation_height, and cache again)",
         ),
         (moment.decoding and cache.vae_dtype == "fp32", 'vae_dtype = "bf16" (and influx_cache.py again)'),
     ]

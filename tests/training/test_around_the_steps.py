@@ -128,6 +128,20 @@ def test_a_run_that_stopped_early_is_finished(measured, tmp_path, caplog, monkey
     assert sorted(numbers(out, "validation_loss")) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_measurement_without_its_metric_ends_nothing(measured, tmp_path, capsys, monkeypatch):
+    """A metric that no measurement can have is an error; one that this measurement lacks is no missing gain."""
+    from library.training.pictures import Painter
+
+    options = {"best_metric": "psnr", "max_train_steps": 4, "validate_every_n_steps": 1}
+    for asks in ({"save_best": True}, {"early_stop_patience": 2}):
+        assert measured.train(output_dir=tmp_path / "no", **options, **asks) == 2
+        assert "validation_generate" in capsys.readouterr().err
+    monkeypatch.setattr(Painter, "score", lambda *_: {})  # as without memory for the pictures
+    out = tmp_path / "out"
+    assert measured.train(output_dir=out, **options, early_stop_patience=2, validation_generate=1) == 0
+    assert sorted(numbers(out, "validation_loss")) == [1, 2, 3, 4]
+
+
 def test_gain_knows_which_way_is_better():
     """Small losses, large signal-to-noise ratios."""
     values = {"validation_loss": 0.4, "validation_psnr": 20.0, "validation_colour_distance": 0.2}

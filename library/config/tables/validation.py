@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from library.config.table import Floats, Table, key
+
+if TYPE_CHECKING:
+    from library.config.run import Run
 
 
 class ValidationTable(Table):
@@ -29,3 +33,13 @@ class ValidationTable(Table):
     """What best means."""
     early_stop_patience: int | None = key(None, ge=1, rerun=True)
     """Stop after this many measurements without an improvement."""
+
+    def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """A measure of pictures where no pictures are made."""
+        asks = "save_best" if self.save_best else "early_stop_patience" if self.early_stop_patience else ""
+        if asks and self.best_metric in ("psnr", "ssim", "colour_distance") and not self.validation_generate:
+            yield (
+                ["best_metric", asks],
+                f"best_metric = {self.best_metric} is measured on generated pictures, but validation_generate is 0: "
+                f"{asks} would never see a gain. Set validation_generate to the number of held-out items to paint.",
+            )
