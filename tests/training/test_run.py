@@ -174,3 +174,16 @@ def test_what_the_device_cannot_do_is_said_before_anything_is_written(project, t
     said = capsys.readouterr().err
     assert "attention_backend = cudnn does not work on the CPU" in said and "auto, flash, math" in said
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_a_loss_that_counts_nowhere_is_refused_or_said(project, tmp_path, capsys, caplog, monkeypatch):
+    """A black mask and masked_loss = mask: zero at every step. A single item like that is named."""
+    from library.training import objective
+
+    nothing = {"masked_loss": "mask", "edit_mask_value": 0.0}
+    assert project.train(**nothing) == 2
+    assert "edit_mask_value = 0" in capsys.readouterr().err
+    monkeypatch.setattr(objective, "loss_area", lambda kind, floor, batch: batch.changed[:, :1] * 0.0)
+    assert project.train(masked_loss="changed", max_train_steps=6) == 0
+    names = [message for message in caplog.messages if "teaches nothing" in message]
+    assert len(names) == len(set(names)) == 7

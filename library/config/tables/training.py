@@ -107,6 +107,20 @@ class TrainingTable(Table):
         if self.guidance_scale_range and self.guidance_scale_range[0] > self.guidance_scale_range[1]:
             yield ["guidance_scale_range"], f"guidance_scale_range = {list(self.guidance_scale_range)}: low above high."
 
+        if self.masked_loss in ("mask", "half") and self.masked_loss_floor == 0:
+            yield from self._nothing_repainted(run)
+
+    def _nothing_repainted(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """An edit with a black mask repaints nothing: its loss, counted there, is zero at every step."""
+        for subset in (subset for dataset in run.datasets for subset in dataset.subsets):
+            if subset.mode == "edit" and subset.edit_mask_value == 0 and not subset.may_have_masks:
+                yield (
+                    ["masked_loss", "edit_mask_value"],
+                    f"masked_loss = {self.masked_loss} with edit_mask_value = 0: the mask is black, so nothing would "
+                    'be learnt. Use masked_loss = "changed" or "none", or a masked_loss_floor above 0.',
+                )
+                return
+
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """Epochs beside steps, and half precision that FLUX's activations are known to leave."""
         if self.max_train_steps and self.changed("max_train_epochs"):
