@@ -49,10 +49,13 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
     assert isinstance(folder, Path)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
-        dataset = open_cache(run)
+        seed = processes.from_main(start.settle_seed(run, output) if output is not None else None, world)
+        assert isinstance(seed, int)
+        dataset = open_cache(run, seed)
         stack.callback(dataset.close)
         base = Base.open(run.model)
         mixed = _precision(run, base, device)
+        run = start.with_seed(run, seed)
         begun = start.decide(run, output, dataset, base) if output is not None else None
         begun = processes.from_main(begun, world)
         assert isinstance(begun, Start)

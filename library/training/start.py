@@ -19,6 +19,7 @@ from library.training.state import RunState, StateError
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.resolved.toml"
+DRAWN, SPLIT_UNSEEDED = "drawn when the run began", "the split of a run without a seed"
 _SAMPLE_BYTES, _SAMPLES = 1 << 16, 64
 
 
@@ -54,7 +55,8 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
         return Start(output.path, 0, identity, None, done)
     if found is None and record is not None:
         _begin_again(output, record)
-    seed = _seed(run, record, scalars)
+    seed = run.training.seed
+    assert seed is not None, "settled before the cache was opened"
     _warn_of_other_bits(
         (scalars or {}).get("identity") or (record.identity if record is not None else identity), identity
     )
@@ -77,13 +79,32 @@ def _warn_of_other_bits(old: dict[str, object], new: dict[str, object]) -> None:
         )  # fmt: skip
 
 
-def _seed(run: Run, record: Record | None, scalars: dict | None) -> int:
-    """The configured seed, else the one drawn when the run began, else a new one."""
-    if scalars is not None:
-        return scalars["seed"]
+def settle_seed(run: Run, output: RunFolder) -> int:
+    """The configured seed, else the one drawn when the run began, else a new one. Every draw of the run uses it."""
     if run.training.seed is not None:
         return run.training.seed
-    return record.seed if record is not None else secrets.randbelow(2**31)
+    record = output.record()
+    if record is not None:
+        return record.seed
+    found = _state_folder(run, output.path)
+    return secrets.randbelow(2**31) if found is None else state.read_scalars(found)["seed"]
+
+
+def with_seed(run: Run, seed: int) -> Run:
+    """The run as if `seed` had been said, for its identity and its resolved configuration.
+
+    The split of a data set was made without it, by 0, in the caching command's sight too: that is written down as well.
+    """
+    if run.training.seed is not None:
+        return run
+    datasets, origins = [], dict(run.origins)
+    for index, dataset in enumerate(run.datasets):
+        if dataset.validation_split and dataset.validation_seed is None:
+            dataset = dataset.model_copy(update={"validation_seed": 0})
+            origins[f"datasets.{index}.validation_seed"] = SPLIT_UNSEEDED
+        datasets.append(dataset)
+    run = run.model_copy(update={"datasets": tuple(datasets), "origins": origins})
+    return run.with_values("training", DRAWN, seed=seed)
 
 
 def _done(run: Run, folder: Path, record: Record | None) -> str:

@@ -234,16 +234,41 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, 
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_an_undrawn_seed_is_kept(project, tmp_path):
-    """Without a seed one is drawn, written down, and used again."""
-    settings = {**project.settings}
-    words = project.words("out", max_train_steps=1)
-    at = words.index("--seed")
-    del words[at : at + 2]
+def test_a_drawn_seed_is_written_down_and_is_the_whole_run(dropping, tmp_path):
+    """Without a seed one is drawn: data draws have it too, the resolved file says it, and saying it is the same run."""
     from library import training
     from library.start import run_command
 
+    def unseeded(output: str, **keys) -> int:
+        words = split.words(output, **keys)
+        at = words.index("--seed")
+        del words[at : at + 2]
+        return run_command("train", training.run, words)
+
+    split = Project(dropping.root, dropping.base, held_out=0.3, subset=dropping.subset, settings=dropping.settings)
+    out = tmp_path / "out"
+    assert unseeded("out", max_train_steps=2) == 0
+    seed = json.loads((out / "run.json").read_text())["seed"]
+    assert seed > 0 and f"seed = {seed}  # drawn" in (out / "config.resolved.toml").read_text()
+    assert unseeded("out", max_train_steps=6) == 0
+    assert json.loads((out / "run.json").read_text())["seed"] == seed
+    resolved = ["--config_file", str(out / "config.resolved.toml"), "--output_dir", str(tmp_path / "again")]
+    assert run_command("train", training.run, resolved) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "again/net.safetensors")
+
+
+def test_a_drawn_seed_counts_as_said(dropping, tmp_path, capsys):
+    """Another seed is another run, the same is the same."""
+    from library import training
+    from library.start import run_command
+
+    words = dropping.words("out", max_train_steps=1)
+    at = words.index("--seed")
+    del words[at : at + 2]
     assert run_command("train", training.run, words) == 0
     seed = json.loads((tmp_path / "out/run.json").read_text())["seed"]
-    assert seed > 0
-    assert settings["output_dir"] == tmp_path / "out"
+    assert dropping.train(max_train_steps=2, seed=seed + 1) == 2
+    assert f"seed: {seed} -> {seed + 1}" in capsys.readouterr().err
+    assert dropping.train(max_train_steps=2, seed=seed) == 0
+    assert dropping.train(output_dir=tmp_path / "said", max_train_steps=2, seed=seed) == 0
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "said/net.safetensors")

@@ -24,7 +24,8 @@ class TrainingTable(Table):
     gradient_accumulation_steps: int = key(1, ge=1)
     """Batches whose gradients are averaged before one optimizer step."""
     seed: int | None = key(None, ge=0, le=2**63 - 1, reads="cache train infer")
-    """Seed of every draw. Drawn once and written down if not set."""
+    """Seed of every draw. Drawn once, when a run begins, and written down if not set; what the caching command draws
+    (generated masks, random crops, the validation split) has seed 0 then."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
         None, reads="cache train infer", kohya="no", inexact=True
     )
