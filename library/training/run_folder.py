@@ -27,6 +27,7 @@ class Record:
     """run.json: which run the folder holds and how far it got.
 
     begun: it has finished a step. stopped_early: the early_stop_patience that ended it, if one did.
+    resumed: the state that `resume` made it go back to last: its fingerprint, path and step.
     """
 
     identity: dict[str, object]
@@ -36,6 +37,7 @@ class Record:
     started: str = ""
     begun: bool = True
     stopped_early: int | None = None
+    resumed: dict[str, object] | None = None
 
 
 def fresh_folder(output_dir: Path, output_name: str) -> Path:
@@ -94,6 +96,7 @@ class RunFolder:
                 values["started"],
                 values.get("begun", True),
                 values.get("stopped_early"),
+                values.get("resumed"),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}); use --fresh to start a new run beside it") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from library.config.tables import SavingTable
 
 STATE_SUFFIX = "-state"
+ENDING = r"(?:-ema|_diffusers|_text_encoder|_(?:edit|mask|spatial)|_workflow|_api)*\.(?:safetensors|json)"
 MANIFEST = "manifest.json"  # of a state folder: without it the folder does not count
 
 
@@ -58,7 +59,7 @@ def due(table: SavingTable, name: str, moment: Moment) -> list[SavePlan]:
     return plans
 
 
-def moments_saved(table: SavingTable, num_steps: int, steps_per_epoch: int) -> Iterator[tuple[Moment, SavePlan]]:
+def momentssaved(table: SavingTable, num_steps: int, steps_per_epoch: int) -> Iterator[tuple[Moment, SavePlan]]:
     """Every save of a run, for the plan that is printed before it starts."""
     for step in range(1, num_steps + 1):
         moment = Moment(step, step // steps_per_epoch, step % steps_per_epoch == 0, step == num_steps)
@@ -77,14 +78,14 @@ def outdated(table: SavingTable, folder: Path, name: str, moment: Moment) -> lis
         if is_state:
             last_steps = table.save_last_n_steps_state or last_steps
             last_epochs = table.save_last_n_epochs_state or last_epochs
-        for path, kind, number in _saved(folder, name, is_state):
+        for path, kind, number in saved(folder, name, is_state):
             if kind == "step" and last_steps and number < moment.step - last_steps:
                 old.append(path)
             elif kind == "epoch" and last_epochs and table.save_every_n_epochs:
                 if number <= moment.epoch - table.save_every_n_epochs * last_epochs:
                     old.append(path)
     if table.checkpoints_total_limit:
-        states = [path for path, _, _ in _saved(folder, name, is_state=True) if path not in old]
+        states = [path for path, _, _ in saved(folder, name, is_state=True) if path not in old]
         states += [path for path in [folder / f"{name}{STATE_SUFFIX}"] if path.is_dir()]
         states.sort(key=lambda path: path.stat().st_mtime_ns)
         old += states[: -table.checkpoints_total_limit]
@@ -98,12 +99,9 @@ def networks(folder: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 
-def _saved(folder: Path, name: str, is_state: bool) -> Iterator[tuple[Path, str, int]]:
-    ending = (
-        re.escape(STATE_SUFFIX)
-        if is_state
-        else r"(?:-ema|_diffusers|_text_encoder|_(?:edit|mask|spatial)|_workflow|_api)*\.(?:safetensors|json)"
-    )
+def saved(folder: Path, name: str, is_state: bool) -> Iterator[tuple[Path, str, int]]:
+    """The networks (with what lies beside them) or states of a run: path, "step" or "epoch", and which."""
+    ending = re.escape(STATE_SUFFIX) if is_state else ENDING
     pattern = re.compile(re.escape(name) + r"-(?:step(\d{8})|(\d{6}))" + ending)
     for path in sorted(folder.iterdir()):
         match = pattern.fullmatch(path.name)

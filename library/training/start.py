@@ -13,9 +13,9 @@ from library.data.cached import CachedDataset
 from library.errors import ConfigError
 from library.files import atomic_write
 from library.models.base import Base
-from library.training import checkpoint, saving, state
+from library.training import checkpoint, lineage, saving, state
 from library.training.run_folder import Record, RunFolder, new_record
-from library.training.state import RunState, StateError
+from library.training.state import RunState
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.resolved.toml"
@@ -46,11 +46,12 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
         log.info("%s held a run that had finished no step: this one takes its place", output.path)
         record = None
     output.refuse_strangers(record, identity)
-    found = _state_folder(run, output.path)
+    origin = lineage.origin(run.saving.resume, output.path, output.name, record)
+    found = origin.folder
     scalars = None if found is None else state.read_scalars(found)
     if scalars is not None:
         checkpoint.refuse_other_run(found, scalars, identity)
-    done = _done(run, output.path, record)
+    done = _done(run, output.path, record) if origin.back is None else ""
     if done:
         return Start(output.path, 0, identity, None, done)
     if found is None and record is not None:
@@ -60,10 +61,11 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
     _warn_of_other_bits(
         (scalars or {}).get("identity") or (record.identity if record is not None else identity), identity
     )
-    if record is None:
-        output.write_record(new_record(identity, seed))
-    elif record.identity != identity:
-        output.write_record(replace(record, identity=identity))
+    record = record or new_record(identity, seed)
+    if origin.back is not None:
+        lineage.set_aside(output.path, output.name, scalars["step"], scalars["epoch"])
+        record = replace(record, finished_steps=None, finished_epochs=None, stopped_early=None, resumed=origin.back)
+    output.write_record(replace(record, identity=identity))
     atomic_write(output.path / CONFIG_FILE, resolved.resolved_toml(run))
     if scalars is not None:
         log.info("continuing %s: step %d, epoch %d", found, scalars["step"], scalars["epoch"])
@@ -86,7 +88,7 @@ def settle_seed(run: Run, output: RunFolder) -> int:
     record = output.record()
     if record is not None:
         return record.seed
-    found = _state_folder(run, output.path)
+    found = lineage.origin(run.saving.resume, output.path, output.name, None).folder
     return secrets.randbelow(2**31) if found is None else state.read_scalars(found)["seed"]
 
 
@@ -138,19 +140,6 @@ def _begin_again(output: RunFolder, record: Record) -> None:
             f"{networks[-1]} to begin there with what was learnt (the optimizer starts anew)"
         )
     log.info("%s holds this run without a state to go on from: it starts again from the beginning", output.path)
-
-
-def _state_folder(run: Run, folder: Path) -> Path | None:
-    """The state to continue from: the one `resume` names, else the newest whole one of this run."""
-    wanted = run.saving.resume
-    if wanted is not None and wanted != "latest":
-        return Path(wanted) if Path(wanted).exists() else folder / wanted
-    found, troubles = state.newest(folder, run.saving.output_name)
-    for trouble in troubles:
-        log.warning("state left out: %s", trouble)
-    if found is None and wanted == "latest":
-        raise StateError(f"resume = latest, but {folder} holds no state of {run.saving.output_name!r}")
-    return found
 
 
 def data_identity(dataset: CachedDataset) -> str:

@@ -1,7 +1,9 @@
 """N steps equal k steps, a state folder and N - k more, bit for bit; and what may change on the way."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -206,8 +208,9 @@ def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
         assert project.train(**options, output_dir=tmp_path / f"by{number}", resume_from_checkpoint=out / name) == 0
         a, b = load_file(out / "net.safetensors"), load_file(tmp_path / f"by{number}/net.safetensors")
         assert all(torch.equal(a[n], b[n]) for n in a)
-    assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 2
-    assert "holds no state" in capsys.readouterr().err
+    assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 0, "a flag that is always on"
+    assert project.train(**options, output_dir=tmp_path / "none2", resume=out / "nowhere") == 2
+    assert "no such folder" in capsys.readouterr().err
     (out / "net-step00000002-state/network.safetensors").write_bytes(b"damaged")
     assert project.train(**options, output_dir=tmp_path / "bad", resume=out / "net-step00000002-state") == 2
     assert "is damaged" in capsys.readouterr().err
@@ -215,6 +218,49 @@ def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
         project.train(**options, output_dir=tmp_path / "w", network_dim=2, resume=out / "net-step00000001-state") == 2
     )
     assert "network_dim: 4 -> 2" in capsys.readouterr().err
+
+
+def test_going_back_is_a_timeline_of_its_own(project, tmp_path, caplog):
+    """resume = an early state: taken up once; what came after it is kept aside; a plain rerun follows the new one."""
+    out, options = tmp_path / "out", {"save_every_n_steps": 2, "sample_every_n_steps": 2}
+    assert project.train(max_train_steps=8, **options) == 0
+    old = {path.name: path.read_bytes() for path in out.glob("net-*.safetensors")} | {
+        "net.safetensors": (out / "net.safetensors").read_bytes()
+    }
+    back = {**options, "resume": out / "net-step00000002-state", "learning_rate": 5e-4}
+    assert stopped_after(project, 5, max_train_steps=8, **back) == 130
+    assert (out / "net-step00000005-state").exists() and not (out / "net-step00000006-state").exists()
+    assert not (out / "net.safetensors").exists()
+    for name in set(old) - {"net-step00000002.safetensors"}:
+        assert (out / "set-aside-1" / name).read_bytes() == old[name]
+    assert (out / "set-aside-1/net-state").exists() and (out / "set-aside-1/metrics.jsonl").exists()
+    caplog.clear()
+    assert stopped_after(project, 7, max_train_steps=8, **back) == 130
+    assert "step 5, epoch" in caplog.text, "not from the beginning of the branch"
+    caplog.clear()
+    assert project.train(max_train_steps=8, **{**options, "learning_rate": 5e-4}) == 0
+    assert "step 7, epoch" in caplog.text
+    other = {"output_dir": tmp_path / "other", "max_train_steps": 8, **back}
+    assert project.train(**other) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "other/net.safetensors")
+    assert project.train(max_train_steps=8, **back) == 0
+    assert "nothing is left to do" in caplog.text and not (out / "set-aside-2").exists()
+
+
+def stopped_after(project, step: int, **options) -> int:
+    """A run that is asked to stop after a step."""
+    from library.training.conduct import Conduct
+
+    original = Conduct.after_step
+
+    def asking(self, result):
+        if self.trained.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, result)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conduct, "after_step", asking)
+        return project.train(**options)
 
 
 def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, caplog):

@@ -41,7 +41,9 @@ class SavingTable(Table):
     checkpoints_total_limit: int | None = key(None, ge=1, rerun=True)
     """Keep at most this many states."""
     resume: str | None = key(None, aliases=("resume_from_checkpoint",), path="model", rerun=True)
-    """A state to continue from: `latest`, or a state folder. The same command run again continues by itself."""
+    """A state to go back to: a state folder. It is taken up once, and what was made after it is moved to a folder
+    set-aside-1. `latest`, and the same command run again, continue from the newest state; where there is none, a run
+    begins."""
     save_format: Literal["kohya", "diffusers", "both"] = key("kohya", seed="diffusers", rerun=True)
     """Names in the file. kohya loads in ComfyUI, A1111-family programs and diffusers."""
     save_precision: Literal["float", "fp32", "fp16", "bf16"] | None = key(None, rerun=True)
