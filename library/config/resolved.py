@@ -150,6 +150,16 @@ def _identifies(key: Declared) -> bool:
     return "train" in key.readers and not key.info.rerun and key.name not in _PLACES
 
 
+def split(identity: dict[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """What binds a run that is continued, and what may change with a warning because only the bits depend on it."""
+    keys = catalogue.declared()
+    inexact = {place for place in identity if place in keys and keys[place].info.inexact}
+    return (
+        {place: value for place, value in identity.items() if place not in inexact},
+        {place: value for place, value in identity.items() if place in inexact},
+    )
+
+
 def identity_hash(run: Run) -> str:
     """The identity as one short word."""
     text = json.dumps(identity(run), sort_keys=True, ensure_ascii=True)

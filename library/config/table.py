@@ -41,6 +41,7 @@ class KeyInfo:
     seed: str | None = None
     comma: bool = False
     rerun: bool = False
+    inexact: bool = False
     section: str | None = None
     only_with: str | None = None
     exists: frozenset[str] = frozenset()
@@ -69,6 +70,7 @@ def key(
     seed: object = None,
     comma: bool = False,
     rerun: bool = False,
+    inexact: bool = False,
     section: str | None = None,
     only_with: str | None = None,
     exists: str = "",
@@ -85,6 +87,7 @@ def key(
     kohya, seed: the default in kohya's sd-scripts, and in InFluxEdit (the seed of InFlux), where it differs from ours.
     comma: a list whose entries never hold a comma, so that a comma string is split as InFluxEdit does.
     rerun: may change when a run is continued (more steps, other save intervals); no part of a run's identity.
+    inexact: may change when a run is continued, with a warning: what follows is not what it would have been to the bit.
     section: the TOML table it stands in, if that is not its own.
     only_with: "other_key" or "other_key=this|that": where it cannot act otherwise, setting it is a loud warning.
     exists: the commands for which this path has to exist.
@@ -111,6 +114,7 @@ def key(
         seed=None if seed is None else str(seed),
         comma=comma,
         rerun=rerun,
+        inexact=inexact,
         section=section,
         only_with=only_with,
         exists=frozenset(exists.split()),

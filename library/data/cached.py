@@ -172,9 +172,12 @@ def use_of(subset: SubsetTable, prior: float) -> Use:
     )
 
 
-def open_cache(run: Run) -> CachedDataset:
+def open_cache(run: Run, seed: int | None = None) -> CachedDataset:
     """The cached data set of a configuration. Raises CacheError, naming the command to run, if it is not up to date.
 
+    seed: of what is drawn in training (order, captions, variants); the configured one, or 0, if not given. What the
+    cache itself was drawn with, the split included, is the configuration's in any case: the caching command knows no
+    other.
     Until it is closed, or this process ends, --gc leaves the shards it counts on.
     """
     reading = readers.begin(cache_folder(run))
@@ -186,4 +189,5 @@ def open_cache(run: Run) -> CachedDataset:
         if reading is not None:
             reading.close()
         raise
-    return CachedDataset(listing, run.training.seed or 0, run.training.prior_loss_weight, reading, run.sampling.sample_items)
+    drawn_with = (run.training.seed or 0) if seed is None else seed
+    return CachedDataset(listing, drawn_with, run.training.prior_loss_weight, reading, run.sampling.sample_items)

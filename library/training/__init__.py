@@ -1,7 +1,7 @@
 """JOB 2: cache -> LoRA. Never loads a text encoder or a VAE encoder. Importing this imports no torch.
 
 Reading order: plan, budget (said and chosen before anything is loaded), job (the order of events), probing (does it
-fit), start (new, continued or done), assemble (the parts), loop (the heart),
+fit), start and lineage (new, continued or done, and from where), assemble (the parts), loop (the heart),
 objective (t, noise, loss), epochs and data (which items when), optimizers, rates, schedules, rounding, ema, loss_scale
 (the step), keeper, saving, checkpoint, state (what is written), conduct, logbook, metrics, trackers, report (what is
 shown), validation, scores, processes, signals, run_folder (many machines, and being stopped).

@@ -1,4 +1,4 @@
-"""The memory settings for a training run's budget. A run that is continued keeps the precision it began with.
+"""The memory settings for a training run's budget. A continued run keeps the precision it began with, if that fits.
 
 What is free in RAM differs from day to day, and with it the choice; the base's precision is part of what a run is.
 """
@@ -7,6 +7,7 @@ import os
 
 from library import forecast
 from library.config.run import Run
+from library.errors import ConfigError
 from library.models.base import Base
 from library.models.cost import Work
 from library.models.encoders import encoders_of
@@ -42,5 +43,11 @@ def settled(run: Run) -> tuple[Run, list[str]]:
     """The run with its memory settings, and the lines that say so."""
     if run.memory.vram_budget_gb is None:
         return run, []
-    run, base = continued(run), Base.open(run.model)
-    return forecast.settle(run, base.shape, work=work_of(run, base))
+    kept, base = continued(run), Base.open(run.model)
+    try:
+        return forecast.settle(kept, base.shape, work=work_of(kept, base))
+    except ConfigError:
+        if kept is run:
+            raise
+        # a budget that was lowered since, as the advice after running out of memory says: the precision follows
+        return forecast.settle(run, base.shape, work=work_of(run, base))

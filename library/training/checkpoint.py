@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from library.config.resolved import differences
+from library.config.resolved import differences, split
 from library.errors import ConfigError
 from library.training import state
 from library.training.loop import Trained
@@ -24,7 +24,7 @@ def collect(trained: Trained, name: str, seed: int, identity: dict[str, object],
         "progress": trained.progress.as_json(),
         "segments": segments,
         "optimizer": skeleton,
-        "loss_scale": [trained.scale.value, trained.scale.good_steps],
+        "loss_scale": [trained.scale.value, trained.scale.good_steps] if trained.scale.acts else None,
         "ema_updates": None if trained.ema is None else trained.ema.updates,
         "identity": identity,
     }
@@ -37,7 +37,8 @@ def restore(trained: Trained, saved: RunState) -> None:
     skeleton = saved.scalars["optimizer"]
     trained.optimizer.load_state_dict(state.optimizer_states(saved.tensors.get("optimizer", {}), skeleton))
     trained.progress.__dict__.update(Progress.from_json(saved.scalars["progress"]).__dict__)
-    trained.scale.value, trained.scale.good_steps = saved.scalars["loss_scale"]
+    if trained.scale.acts and saved.scalars["loss_scale"] is not None:  # mixed_precision may have changed
+        trained.scale.value, trained.scale.good_steps = saved.scalars["loss_scale"]
     if trained.ema is not None:
         assert saved.scalars["ema_updates"] is not None, "use_ema is part of a run's identity"
         trained.ema.load(saved.tensors["ema"], saved.scalars["ema_updates"])
@@ -45,11 +46,11 @@ def restore(trained: Trained, saved: RunState) -> None:
 
 def refuse_other_run(folder: Path, scalars: dict, identity: dict[str, object]) -> None:
     """Raises ConfigError if a state was made by a run that this configuration cannot continue."""
-    changed = differences(scalars["identity"], identity)
+    changed = differences(split(scalars["identity"])[0], split(identity)[0])
     if changed:
         raise ConfigError(
             f"{folder} cannot be continued with this configuration. What differs (old -> new):\n  "
             + "\n  ".join(changed)
-            + "\nLearning rates, schedule, number of steps, saving, previews and memory settings may change; these may "
-            "not. To start from its weights alone, use network_weights"
+            + "\nLearning rates, schedule, number of steps, saving, previews, memory settings and the precision of the "
+            "arithmetic and the base may change; these may not. To start from its weights alone, use network_weights"
         )

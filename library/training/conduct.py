@@ -16,7 +16,7 @@ from library.training.metrics import read
 from library.training.pictures import Painter
 from library.training.report import Page
 from library.training.saving import Moment
-from library.training.validation import gain
+from library.training.validation import gain, is_measured
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 30.0  # between two rewrites of the report
@@ -41,6 +41,11 @@ class Conduct:
     measure: Measure | None = None
     _reported: float = 0.0
 
+    def is_out_of_patience(self) -> bool:
+        """Whether early_stop_patience is used up: also in a state that was saved just before the run stopped early."""
+        patience = self.run.validation.early_stop_patience
+        return patience is not None and self.trained.progress.measured_without_gain >= patience
+
     def begin(self) -> None:
         """Before the first step."""
         if self.run.sampling.sample_at_first and self.trained.progress.step == 0:
@@ -48,11 +53,16 @@ class Conduct:
         self._report("running", force=True)
 
     def after_step(self, result: StepResult) -> bool:
-        """Everything that is due after a step; returns whether to stop early."""
+        """Everything that is due after a step; returns whether the run stops early."""
         progress = self.trained.progress
         last = progress.step >= self.num_steps
         self.logbook.step(self.trained, result)
-        stop = self._measured(result, last)
+        self._measure_if_due(result, last)
+        stop = not last and self.is_out_of_patience()
+        if stop:
+            table = self.run.validation
+            log.info("no better %s in %d measurements: stopping early", table.best_metric, table.early_stop_patience)
+        last = last or stop
         # Files before pictures: whatever goes wrong while painting, the step is kept.
         self.keeper.after_step(Moment(progress.step, progress.epoch, result.ends_epoch, last))
         if not last and due(
@@ -81,15 +91,15 @@ class Conduct:
             made = self.painter.preview(step)
         self.logbook.pictures(step, made)
 
-    def _measured(self, result: StepResult, last: bool) -> bool:
+    def _measure_if_due(self, result: StepResult, last: bool) -> None:
         table, progress = self.run.validation, self.trained.progress
         every_epochs = table.validate_every_n_epochs
         if table.validate_every_n_steps is None and every_epochs is None:
             every_epochs = 1
         if self.measure is None:
-            return False
+            return
         if not last and not due(progress.step, result, progress.epoch, table.validate_every_n_steps, every_epochs):
-            return False
+            return
         with on_view(self.trained):
             values = self.measure() | self.painter.score(progress.step)
         self.logbook.numbers(progress.step, values)
@@ -99,13 +109,9 @@ class Conduct:
             progress.best, progress.measured_without_gain = better, 0
             if table.save_best:
                 self.keeper.network(self.run.saving.output_name + BEST)
-            return False
-        progress.measured_without_gain += 1
-        patience = table.early_stop_patience
-        if patience is None or progress.measured_without_gain < patience:
-            return False
-        log.info("no better %s in %d measurements: stopping early", table.best_metric, patience)
-        return True
+            return
+        if is_measured(table.best_metric, values):
+            progress.measured_without_gain += 1
 
     def _report(self, status: str, force: bool = False) -> None:
         if not self.run.logging.report_html or (not force and time.monotonic() - self._reported < REPORT_SECONDS):

@@ -11,12 +11,12 @@ from dataclasses import replace
 import torch
 
 from library.config.run import Run
-from library.errors import OutOfMemory, Stopped
+from library.errors import NonFiniteError, OutOfMemory, Stopped
 from library.memory.capability import DTYPES
 from library.memory.device import choose_device
 from library.models import setup
 from library.models.base import Base
-from library.training import assemble, hub, plan, processes, rates, schedules, signals, trackers
+from library.training import assemble, hub, plan, processes, rates, schedules, signals, state, trackers
 from library.training.conduct import Conduct
 from library.training.equipment import equip
 from library.training.hub import Destination
@@ -105,22 +105,24 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             conduct.begin()
+    if _agree(site, conduct is not None and conduct.is_out_of_patience())[1]:
+        return False  # it was killed between its last state and its end
     steps, begun = trainer.steps(), False
     while True:
-        with _explained(site, trainer, conduct):
+        with _explained(site, trainer, conduct), _kept(conduct):
             result = next(steps, None)
         if result is None:
             return True
-        if site.output is not None and not begun:
+        if site.output is not None and result.stepped and not begun:
             site.output.has_begun()
-        begun = True
+            begun = True
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             early = conduct.after_step(result) if conduct is not None else False
         code, early = _agree(site, early)
-        if code and trainer.trained.progress.step < trainer.schedule.num_steps:
-            raise _stopped(site, conduct, code)
         if early:
             return False
+        if code and trainer.trained.progress.step < trainer.schedule.num_steps:
+            raise _stopped(site, conduct, code)
 
 
 def _probe(site: Site, trainer: Trainer, conduct: Conduct | None) -> None:
@@ -168,6 +170,33 @@ def _stopped(site: Site, conduct: Conduct | None, code: int) -> Stopped:
 
 
 @contextlib.contextmanager
+def _kept(conduct: Conduct | None) -> Iterator[None]:
+    """Too many steps that are not finite: the weights of before are saved, and the message says where to go on."""
+    try:
+        yield
+    except NonFiniteError as error:
+        if conduct is None:
+            raise
+        progress = conduct.trained.progress
+        if progress.step < progress.skipped:  # the one that raised is no step, but counts
+            raise NonFiniteError(
+                f"{error}. No step was ever good, so nothing is saved and any key may change"
+            ) from error
+        older = state.newest(conduct.folder, conduct.run.saving.output_name)[0]
+        progress.skipped_in_row = 0  # so that a run that goes on is given as many tries again
+        kept = conduct.keeper.interrupted()
+        back = (
+            f". If it does not get over this step, go further back: --resume {older}"
+            if older not in (None, kept)
+            else ""
+        )
+        raise NonFiniteError(
+            f"{error}. Network and state of step {progress.step} are saved ({kept}): the same command goes on from "
+            f"there{back}"
+        ) from error
+
+
+@contextlib.contextmanager
 def _explained(site: Site, trainer: Trainer, conduct: Conduct | None, moment: Moment | None = None) -> Iterator[None]:
     """Running out of memory inside the block says at which moment, and what to turn."""
     try:
@@ -187,9 +216,11 @@ def _out_of_memory(
         torch.cuda.empty_cache()
     kept = ""
     if conduct is not None and not trainer.stepping and trainer.trained.progress.step > 0:
-        kept = f" The state is saved ({conduct.keeper.interrupted()})."
+        kept = f" The state is saved ({conduct.keeper.interrupted()}): the same command goes on from it."
     moment = moment or Moment(f"a batch of {trainer.bucket[0]} x {trainer.bucket[1]} pixels")
-    return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device) + kept)
+    record = site.output.record() if site.output is not None else None
+    begun = trainer.trained.progress.step > 0 or (record is not None and record.begun)
+    return OutOfMemory(advice(error, moment, site.run.memory, site.run.cache, site.device, begun) + kept)
 
 
 def _finish(site: Site, conduct: Conduct, finished: bool, destination: Destination | None) -> None:
@@ -199,8 +230,12 @@ def _finish(site: Site, conduct: Conduct, finished: bool, destination: Destinati
     record = site.output.record()
     assert record is not None
     progress = conduct.trained.progress
-    finished_at = {"finished_steps": progress.step, "finished_epochs": progress.epoch, "begun": True}
-    site.output.write_record(replace(record, **finished_at))
+    patience = None if finished else site.run.validation.early_stop_patience
+    site.output.write_record(
+        replace(
+            record, finished_steps=progress.step, finished_epochs=progress.epoch, begun=True, stopped_early=patience
+        )
+    )
     log.info(
         "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
     )

@@ -15,6 +15,8 @@ from library.networks.metadata import Description
 from library.networks.workflow import write_workflows
 from library.training import checkpoint, saving, state
 from library.training.loop import Trained
+from library.training.optimizers import OptimizerSet
+from library.training.rounding import float32_look
 from library.training.saving import Moment
 
 log = logging.getLogger(__name__)
@@ -31,12 +33,17 @@ def on_view(trained: Trained, average: bool = True) -> Iterator[None]:
         stack.enter_context(trained.network.at_rest())
         if optimizer.schedule_free:
             held = [(parameter, parameter.detach().clone()) for parameter in optimizer.parameters()]
-            optimizer.training(False)
+            _switch(optimizer, False)
             stack.callback(_put_back, held)
-            stack.callback(optimizer.training, True)
+            stack.callback(_switch, optimizer, True)
         if average and trained.ema is not None:
             stack.enter_context(trained.ema.applied())
         yield
+
+
+def _switch(optimizer: OptimizerSet, training: bool) -> None:
+    with float32_look(list(optimizer.parameters())):
+        optimizer.training(training)
 
 
 @torch.no_grad()

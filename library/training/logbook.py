@@ -17,6 +17,8 @@ _TAGS = {
     "seconds": "time/step_s",
     "vram_gb": "vram/peak_gb",
     "skipped": "norm/skipped_steps",
+    "overflows": "norm/overflows",
+    "loss_scale": "norm/loss_scale",
 }
 
 
@@ -39,6 +41,8 @@ class Logbook:
             values["gradient_norm"] = result.norm
         values["seconds"] = round(result.seconds, 4)
         values["skipped"] = progress.skipped
+        if trained.scale.acts:
+            values |= {"overflows": progress.overflows, "loss_scale": trained.scale.value}
         values |= {f"lr/{name}": rate for name, rate in trained.optimizer.rates().items()}
         values |= {f"lr/d*lr/{name}": rate for name, rate in trained.optimizer.effective_rates().items()}
         if torch.cuda.is_available():

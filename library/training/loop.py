@@ -128,9 +128,10 @@ class Trainer:
     def count(self, finite: bool, window: Window) -> None:
         """Count steps that were left out. Raises NonFiniteError after too many in a row."""
         progress, scale = self.trained.progress, self.trained.scale
-        blamed = not finite and not scale.acts  # an overflow under loss scaling only lowers the scale
+        blamed = not finite and not scale.can_fall  # an overflow under loss scaling only lowers the scale
         scale.after(finite)
         if finite or not blamed:
+            progress.overflows += not finite
             progress.skipped_in_row = 0
             return
         progress.skipped += 1
@@ -141,8 +142,7 @@ class Trainer:
             raise NonFiniteError(
                 f"{progress.skipped_in_row} steps in a row had NaN or infinite gradients, the last at step "
                 f"{progress.step + 1} (items: {names}). The weights were not touched by them. Lower learning_rate, use "
-                'mixed_precision = "bf16" instead of fp16, or look at these items; then run the same command again to '
-                "go on from the last saved state"
+                'mixed_precision = "bf16" instead of fp16, or look at these items'
             )
 
     def advance(self, window: Window) -> bool:

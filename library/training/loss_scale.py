@@ -8,20 +8,24 @@ START = 65536.0
 
 @dataclass
 class LossScale:
-    """The present scale. It halves after an overflow and doubles after 2000 good steps, as torch's GradScaler does."""
+    """The present scale. It halves after an overflow and doubles after 2000 good steps, as torch's GradScaler does.
+
+    acts: whether there is scaling at all. The scale never falls below 1.
+    """
 
     value: float = 1.0
     good_steps: int = 0
+    acts: bool = False
 
     @classmethod
     def for_precision(cls, mixed_precision: str) -> "LossScale":
         """Only fp16 needs scaling; 1 otherwise, and for good."""
-        return cls(START if mixed_precision == "fp16" else 1.0)
+        return cls(START, acts=True) if mixed_precision == "fp16" else cls()
 
     @property
-    def acts(self) -> bool:
-        """Whether an overflow is the scale's fault rather than the run's."""
-        return self.value > 1.0
+    def can_fall(self) -> bool:
+        """Whether an overflow may be the scale's fault rather than the run's."""
+        return self.acts and self.value > 1.0
 
     def after(self, finite: bool) -> None:
         """Take note of a step."""

@@ -3,6 +3,7 @@
 Every draw is keyed by (seed, purpose, micro-step, item, occurrence), so it does not matter who draws it, or when.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ Predict = Callable[[Tensor, Tensor, Batch, Tensor], Tensor]
 """(noisy, t, batch, guidance) -> velocity, the shape of noisy."""
 
 LATENT_SCALE = 8
+MOST_SAID = 8  # items without any area that counts
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Objective:
         self.table = table
         self.seed = seed
         self.choice = timestep_choice(table)
+        self._said: set[str] = set()
 
     def losses(self, predict: Predict, batch: Batch, place: Place, device: torch.device) -> Tensor:
         """Each item's weighted loss, (B,) float32, with its gradient."""
@@ -58,8 +62,20 @@ class Objective:
         predicted = predict(mix(latents, noise, t), t, batch, drawn.guidance)
         errors = self.errors(predicted, velocity_target(latents, noise), t)
         area = loss_area(self.table.masked_loss, self.table.masked_loss_floor, batch)
+        if area is not None:
+            self._say_what_teaches_nothing(area, batch)
         losses = item_losses(errors, None if area is None else area.to(device))
         return losses * loss_weighting(self.choice.weighting_scheme, t) * self.item_weights(batch).to(device)
+
+    def _say_what_teaches_nothing(self, area: Tensor, batch: Batch) -> None:
+        """Warn, once each and of the first few, about items whose loss counts nowhere."""
+        for key, total in zip(batch.item_keys, area.flatten(1).sum(1).tolist()):
+            if total == 0 and key not in self._said and len(self._said) < MOST_SAID:
+                self._said.add(key)
+                log.warning(
+                    "%s teaches nothing: masked_loss = %s leaves no part of it (masked_loss_floor above 0 would)",
+                    key, self.table.masked_loss,
+                )  # fmt: skip
 
     def errors(self, predicted: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """The element-wise loss."""

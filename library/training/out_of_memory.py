@@ -7,6 +7,7 @@ import torch
 from library.config.tables import CacheTable, MemoryTable
 
 GIGABYTE = 1e9
+MOST_KNOBS = 3
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
-def advice(error: BaseException, moment: Moment, memory: MemoryTable, cache: CacheTable, device: torch.device) -> str:
-    """What happened, at which moment, at which peak, and the settings that lower it, the cheapest first."""
+_BINDING = (" (and influx_cache.py again)", "a smaller train_batch_size", "a smaller resolution")
+
+
+def advice(
+    error: BaseException,
+    moment: Moment,
+    memory: MemoryTable,
+    cache: CacheTable,
+    device: torch.device,
+    begun: bool = False,
+) -> str:
+    """What happened, at which moment, at which peak, and the settings that lower it, the cheapest first.
+
+    begun: the run has finished a step; what it is made of then binds it, and changing that needs a new run.
+    """
     peak = ""
     if device.type == "cuda":
         peak = f" after a peak of {torch.cuda.max_memory_reserved(device) / GIGABYTE:.1f} GB"
     asked = [*(_picture_knobs(moment, cache) if moment.picture else []), *_knobs(memory, moment.picture)]
     knobs = [knob for applies, knob in asked if applies]
+    new_run = [knob for knob in knobs if begun and knob.endswith(_BINDING)]
+    knobs = [knob for knob in knobs if knob not in new_run]
+    if len(knobs) < MOST_KNOBS:
+        knobs += [f"in a new run (--fresh, with network_weights = what this one saved): {knob}" for knob in new_run]
     return (
         f"out of memory{peak}, in {moment.words} ({str(error).splitlines()[0] if str(error) else 'no details'}). "
-        f"Next to try, one at a time: {'; '.join(knobs[:3])}."
+        f"Next to try, one at a time: {'; '.join(knobs[:MOST_KNOBS])}."
     )
 
 
@@ -46,7 +64,10 @@ def _picture_knobs(moment: Moment, cache: CacheTable) -> list[tuple[bool, str]]:
     """vae_tiling and vae_dtype belong to the cache, which is then made anew."""
     return [
         (moment.decoding and not cache.vae_tiling, "vae_tiling = true (and influx_cache.py again)"),
-        (True, "a smaller picture (--w and --h of its prompt, or validation_width and validation_height)"),
+        (
+            True,
+            "a smaller picture (--w, --h of its prompt, or validation_width and validation_height, and cache again)",
+        ),
         (moment.decoding and cache.vae_dtype == "fp32", 'vae_dtype = "bf16" (and influx_cache.py again)'),
     ]
 

@@ -37,7 +37,7 @@ def lines(run: Run) -> list[str]:
     steps_per_epoch = epoch_steps(run, listing, processes)
     total = num_steps(run, listing, processes)
     return [
-        *standing_lines(_settled(run), listing, base, total),
+        *standing_lines(_settled(run), listing, base),
         *data_lines(run, listing),
         f"steps: {per_epoch} batches an epoch, {steps_per_epoch} steps an epoch, {total} steps in all"
         f" ({total / steps_per_epoch:.1f} epochs)" + (f" on {processes} processes" if processes > 1 else ""),

@@ -11,6 +11,7 @@ class Progress:
     position: micro-steps done in the present epoch. micro_step: micro-steps done in the whole run; keys the draws.
     group_size: items that one micro-step spans over all processes, which the order of an epoch depends on.
     skipped, skipped_in_row: steps that were left out because a gradient was not finite.
+    overflows: steps that were left out because the loss scale of fp16 was too large; each one lowers it.
     """
 
     step: int = 0
@@ -19,6 +20,7 @@ class Progress:
     micro_step: int = 0
     skipped: int = 0
     skipped_in_row: int = 0
+    overflows: int = 0
     best: float | None = None
     measured_without_gain: int = 0
 

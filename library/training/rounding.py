@@ -22,6 +22,24 @@ def stochastic_round(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @contextlib.contextmanager
+def float32_look(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block bfloat16 parameters are float32; after it they are the nearest bfloat16. No gradients are held.
+
+    For schedule-free optimizers, which mix a weight with their float32 average when they change between the weights
+    to train and the weights to look at.
+    """
+    halves = [p for p in parameters if p.dtype == torch.bfloat16]
+    for parameter in halves:
+        parameter.grad = None
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter in halves:
+            parameter.data = parameter.data.bfloat16()
+
+
+@contextlib.contextmanager
 def float32_step(parameters: Iterable[nn.Parameter], generator: torch.Generator) -> Iterator[None]:
     """Inside the block bfloat16 parameters and their gradients are float32; after it they are rounded at random.
 

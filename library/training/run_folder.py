@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from library.config.resolved import differences
+from library.config.resolved import differences, split
 from library.errors import ConfigError
 from library.files import atomic_write, sweep_leftovers
 from library.training import saving
@@ -24,7 +24,11 @@ LOCK, OWNER, RECORD = ".influx.lock", ".influx.owner.json", "run.json"
 
 @dataclass(frozen=True)
 class Record:
-    """run.json: which run the folder holds and how far it got. ``begun``: it has finished a step."""
+    """run.json: which run the folder holds and how far it got.
+
+    begun: it has finished a step. stopped_early: the early_stop_patience that ended it, if one did.
+    resumed: the state that `resume` made it go back to last: its fingerprint, path and step.
+    """
 
     identity: dict[str, object]
     seed: int
@@ -32,6 +36,8 @@ class Record:
     finished_epochs: int | None = None
     started: str = ""
     begun: bool = True
+    stopped_early: int | None = None
+    resumed: dict[str, object] | None = None
 
 
 def fresh_folder(output_dir: Path, output_name: str) -> Path:
@@ -89,6 +95,8 @@ class RunFolder:
                 values["finished_epochs"],
                 values["started"],
                 values.get("begun", True),
+                values.get("stopped_early"),
+                values.get("resumed"),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}); use --fresh to start a new run beside it") from error
@@ -113,7 +121,7 @@ class RunFolder:
                     "or use --fresh"
                 )
             return
-        changed = differences(record.identity, identity)
+        changed = differences(split(record.identity)[0], split(identity)[0])
         if changed:
             raise ConfigError(
                 f"{self.path} holds another run. What differs (old -> new):\n  " + "\n  ".join(changed)

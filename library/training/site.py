@@ -16,6 +16,7 @@ from library.models.base import Base
 from library.training import processes, start
 from library.training.processes import World
 from library.training.run_folder import LOCK, RunFolder, fresh_folder
+from library.training.sameness import with_seed
 from library.training.signals import StopRequests
 from library.training.start import Start
 
@@ -51,10 +52,13 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
         if world.is_main and not folder.exists():
             stack.callback(_remove_unused, folder)
         output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
-        dataset = open_cache(run)
+        seed = processes.from_main(start.settle_seed(run, output) if output is not None else None, world)
+        assert isinstance(seed, int)
+        dataset = open_cache(run, seed)
         stack.callback(dataset.close)
         base = Base.open(run.model)
         mixed = _precision(run, base, device)
+        run = with_seed(run, seed)
         begun = start.decide(run, output, dataset, base) if output is not None else None
         begun = processes.from_main(begun, world)
         assert isinstance(begun, Start)

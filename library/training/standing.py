@@ -14,16 +14,19 @@ from library.data.listing import Listing
 from library.models.base import Base
 from library.training import saving
 from library.training.run_folder import RunFolder, fresh_folder
-from library.training.sameness import identity_of
+from library.training.sameness import identity_of, nothing_left, with_seed
 
 
-def standing_lines(run: Run, listing: Listing, base: Base, total: int) -> list[str]:
-    """total: the step the run would end with. Raises ConfigError if the folder holds another run."""
+def standing_lines(run: Run, listing: Listing, base: Base) -> list[str]:
+    """Raises ConfigError if the folder holds another run."""
     name, folder = run.saving.output_name, run.saving.output_dir
     if run.command.fresh:
         folder = fresh_folder(folder, name)
     output = RunFolder(folder, name)
-    record, identity = output.record(), identity_of(run, listing, base)
+    record = output.record()
+    if record is not None:
+        run = with_seed(run, record.seed)
+    identity = identity_of(run, listing, base)
     if record is not None and not record.begun and differences(record.identity, identity):
         record = None
     output.refuse_strangers(record, identity)
@@ -32,8 +35,9 @@ def standing_lines(run: Run, listing: Listing, base: Base, total: int) -> list[s
         return [f"continues from the state {wanted} (resume), in {folder}"]
     if record is None:
         return [f"a new run in {folder}"]
-    if record.finished_steps is not None and record.finished_steps >= total:
-        return [f"{folder} holds this run, finished after {record.finished_steps} steps: nothing is left to do"]
+    done = nothing_left(run, folder, record)
+    if done:
+        return [done]
     newest = _newest_state(folder, name)
     if newest is None:
         return [f"{folder} holds this run, and no state to go on from"]

@@ -80,9 +80,18 @@ def measure(
     return losses.numbers()
 
 
+def is_measured(metric: str, values: dict[str, float]) -> bool:
+    """Whether a measurement has a value of `metric`: pictures may be left out, and not every item changes."""
+    return _key(metric) in values
+
+
+def _key(metric: str) -> str:
+    return _METRIC_NAMES.get(metric, f"validation_{metric}")
+
+
 def gain(metric: str, values: dict[str, float], best: float | None) -> float | None:
     """The value of `metric` if it is better than `best`, else None."""
-    value = values.get(_METRIC_NAMES.get(metric, f"validation_{metric}"))
+    value = values.get(_key(metric))
     if value is None:
         return None
     better = best is None or (value > best if metric in HIGHER_IS_BETTER else value < best)

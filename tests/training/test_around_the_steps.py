@@ -105,6 +105,45 @@ def test_the_best_network_is_kept_and_patience_ends_the_run(measured, tmp_path, 
     assert (out / "net.safetensors").exists()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_stopped_early_is_finished(measured, tmp_path, caplog, monkeypatch, killed):
+    """The same command says so, as does one with more steps; more patience goes on from the end's state."""
+    from library.training import equipment
+
+    monkeypatch.setattr(equipment, "measure", lambda *_: {"validation_loss": next(losses)})
+    out, losses = tmp_path / "out", iter([2.0, 3.0, 3.0, 1.0, 1.0, 1.0])
+    options = {"output_dir": out, "max_train_steps": 6, "validate_every_n_steps": 1}
+    assert measured.train(**options, early_stop_patience=2) == 0
+    assert (out / "net-state/manifest.json").exists()
+    record, trained = out / "run.json", (out / "net.safetensors").read_bytes()
+    if killed:  # between the last state and the end
+        record.write_text(json.dumps({**json.loads(record.read_text()), "finished_steps": None, "stopped_early": None}))
+        (out / "net.safetensors").unlink()
+        assert measured.train(**options, early_stop_patience=2) == 0
+    else:
+        assert measured.train(**options | {"max_train_steps": 9}, early_stop_patience=2) == 0
+        assert "stopped early after 3 steps: nothing is left to do" in caplog.text
+        assert (out / "net.safetensors").read_bytes() == trained
+    assert json.loads(record.read_text())["finished_steps"] == 3
+    assert sorted(numbers(out, "validation_loss")) == [1, 2, 3]
+    assert measured.train(**options, early_stop_patience=4) == 0
+    assert sorted(numbers(out, "validation_loss")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_measurement_without_its_metric_ends_nothing(measured, tmp_path, capsys, monkeypatch):
+    """A metric that no measurement can have is an error; one that this measurement lacks is no missing gain."""
+    from library.training.pictures import Painter
+
+    options = {"best_metric": "psnr", "max_train_steps": 4, "validate_every_n_steps": 1}
+    for asks in ({"save_best": True}, {"early_stop_patience": 2}):
+        assert measured.train(output_dir=tmp_path / "no", **options, **asks) == 2
+        assert "validation_generate" in capsys.readouterr().err
+    monkeypatch.setattr(Painter, "score", lambda *_: {})  # as without memory for the pictures
+    out = tmp_path / "out"
+    assert measured.train(output_dir=out, **options, early_stop_patience=2, validation_generate=1) == 0
+    assert sorted(numbers(out, "validation_loss")) == [1, 2, 3, 4]
+
+
 def test_gain_knows_which_way_is_better():
     """Small losses, large signal-to-noise ratios."""
     values = {"validation_loss": 0.4, "validation_psnr": 20.0, "validation_colour_distance": 0.2}
@@ -180,7 +219,7 @@ def test_names_and_removal_are_those_of_kohya(project, tmp_path):
     workflows = {name.removesuffix("_api.json").removesuffix(".json") for name in names if "_workflow" in name}
     assert workflows <= {f"{name.removesuffix('.safetensors')}_workflow" for name in names}, "none outlives its network"
     assert [name for name in names if "_workflow" not in name] == [
-        "net-000002-state", "net-000002.safetensors",
+        "net-000002-state", "net-000002.safetensors", "net-state",
         "net-step00000004.safetensors", "net-step00000006-state", "net-step00000006.safetensors",
         "net-step00000008-state", "net-step00000008.safetensors", "net.safetensors",
     ]  # fmt: skip
@@ -190,7 +229,7 @@ def test_a_limit_on_states(project, tmp_path):
     """checkpoints_total_limit counts states and leaves networks alone."""
     assert project.train(max_train_steps=7, save_every_n_steps=1, checkpoints_total_limit=2) == 0
     out = tmp_path / "out"
-    assert sorted(p.name for p in out.glob("*-state")) == ["net-step00000005-state", "net-step00000006-state"]
+    assert sorted(p.name for p in out.glob("*-state")) == ["net-state", "net-step00000006-state"]
     assert len(list(out.glob("net-step*.safetensors"))) == 6
 
 

@@ -139,6 +139,20 @@ def test_knobs_that_are_turned_already_are_not_named() -> None:
     assert "gradient_checkpointing" not in told and "vae" not in told and 'base_precision = "int8"' in told
 
 
+def test_a_run_that_has_begun_is_told_what_may_still_change() -> None:
+    """Batch, resolution and what the cache is made with bind a run: they are named as parts of a new one."""
+    device, error = torch.device("cpu"), torch.OutOfMemoryError("CUDA out of memory")
+    spent = MemoryTable(
+        gradient_checkpointing=True, cpu_offload_checkpointing=True, blocks_to_swap="all", base_precision="nf4"
+    )
+    told = advice(error, Moment("a batch"), spent, CacheTable(), device, begun=True)
+    assert told.partition("--fresh")[0].count(";") == 1 and "optimizer_offload = true" in told.partition("--fresh")[0]
+    assert "new run (--fresh, with network_weights = what this one saved): a smaller train_batch_size" in told
+    assert "--fresh" not in advice(error, Moment("a batch"), spent, CacheTable(), device)
+    told = advice(error, Moment("a preview", True, True), MemoryTable(), CacheTable(), device, begun=True)
+    assert "a smaller picture" in told and "vae_tiling" not in told
+
+
 def test_the_job_probes_on_a_gpu_and_only_if_asked(monkeypatch) -> None:
     ran = []
 

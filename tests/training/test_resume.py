@@ -1,12 +1,15 @@
 """N steps equal k steps, a state folder and N - k more, bit for bit; and what may change on the way."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.tensorfile import data_hash
 from library.training import state
 from tests.training.project import Project
 
@@ -28,6 +31,15 @@ CASES = {
     "schedulefree-radam": ({"optimizer_type": "RAdamScheduleFree", "rank_dropout": 0.3}, 5),
     "sgd-full-bf16": ({"optimizer_type": "SGD", "full_bf16": True, "mixed_precision": "bf16"}, 3),
     "adamw-full-bf16-ema": ({"full_bf16": True, "mixed_precision": "bf16", "use_ema": True}, 5),
+    "schedulefree-full-bf16": (
+        {"optimizer_type": "AdamWScheduleFree", "full_bf16": True, "mixed_precision": "bf16"}, 3,
+    ),
+    "schedulefree-sgd-full-bf16-ema": (
+        {"optimizer_type": "SGDScheduleFree", "full_bf16": True, "mixed_precision": "bf16", "use_ema": True}, 2,
+    ),
+    "schedulefree-radam-full-bf16": (
+        {"optimizer_type": "RAdamScheduleFree", "full_bf16": True, "mixed_precision": "bf16"}, 5,
+    ),
     "dotted-module-dropout": ({"optimizer_type": "torch.optim.NAdam", "module_dropout": 0.3}, 3),
     "workers-rex-accumulation": (
         {"dataloader_num_workers": 3, "lr_scheduler": "rex", "gradient_accumulation_steps": 2}, 3,
@@ -90,6 +102,39 @@ def test_the_same_command_again_continues_then_stops(project, tmp_path, caplog):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_finished_run_is_made_longer_as_its_message_says(project, tmp_path, caplog):
+    """Without a key beyond the ones it names: the end has a state, and the result is that of one long run."""
+    assert project.train(max_train_steps=2) == 0
+    assert project.train(max_train_steps=2) == 0
+    assert "Raise max_train_steps" in caplog.text
+    assert project.train(max_train_steps=5) == 0
+    assert "step 2, epoch 0" in caplog.text
+    assert project.train(output_dir=tmp_path / "whole", max_train_steps=5) == 0
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "whole/net.safetensors")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_nothing_is_overwritten_where_no_state_was_saved(project, tmp_path, capsys, finished):
+    """A folder with networks and without a state is refused, with the way on; the way works."""
+    out, options = tmp_path / "out", {"save_state": False, "save_every_n_steps": 2}
+    assert project.train(**options) == 0
+    if not finished:  # as a kill after the save of step 2 leaves it
+        record = json.loads((out / "run.json").read_text())
+        (out / "run.json").write_text(json.dumps({**record, "finished_steps": None}))
+        (out / "net.safetensors").unlink()
+    before = {path.name: path.read_bytes() for path in out.glob("net*")} | {"m": (out / "metrics.jsonl").read_bytes()}
+    assert project.train(**options, max_train_steps=5) == 2
+    error = capsys.readouterr().err
+    assert "--fresh" in error and "network_weights" in error
+    assert {p.name: p.read_bytes() for p in out.glob("net*")} | {"m": (out / "metrics.jsonl").read_bytes()} == before
+    newest = "net.safetensors" if finished else "net-step00000002.safetensors"
+    assert str(out / newest) in error
+    assert project.train(**options, max_train_steps=5, fresh=True, network_weights=out / newest) == 0
+    assert (tmp_path / "out-2/net.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -123,6 +168,37 @@ def test_what_may_change_when_continuing(project, tmp_path, caplog):
     assert (tmp_path / "out/net-step00000003.safetensors").exists()
 
 
+def test_precisions_may_change_with_a_warning(project, tmp_path, caplog):
+    """As the advice after NaN or without memory says; twice the same is no change any more."""
+    options = {"mixed_precision": "fp16", "save_every_n_steps": 1}
+    assert project.train(max_train_steps=2, **options) == 0
+    changed = {"mixed_precision": "bf16", "base_precision": "int8", "save_every_n_steps": 1}
+    assert project.train(max_train_steps=3, **changed) == 0
+    assert 'base_precision: not set -> "int8"; mixed_precision: "fp16" -> "bf16"' in caplog.text
+    assert "continuing" in caplog.text
+    assert state.load(tmp_path / "out/net-state").scalars["loss_scale"] is None
+    caplog.clear()
+    assert project.train(max_train_steps=4, **changed) == 0
+    assert "another precision" not in caplog.text
+    assert project.train(max_train_steps=5, **options) == 0
+    assert state.load(tmp_path / "out/net-state").scalars["loss_scale"][0] > 1
+
+
+def test_previews_may_change_when_continuing(cached, tmp_path):
+    """Other prompts need the caching command again; what is trained on is the same."""
+    from library import caching
+    from library.start import run_command
+
+    prompts = {"validation_prompt": "make it red", "validation_image": cached.root / "source/0.png"}
+    folders = {"dataset_cache_dir": tmp_path / "cache", "output_dir": tmp_path / "out"}
+    project = Project(cached.root, cached.base, settings={**folders, **prompts, "sample_at_end": False})
+    project.cache()
+    assert project.train(max_train_steps=2) == 0
+    changed = {"validation_prompt": "a quite different one", "validation_width": 32, "validation_height": 32}
+    assert run_command("cache", caching.run, project.words("unused", **changed)) == 0
+    assert project.train(max_train_steps=3, **changed) == 0
+
+
 def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
     """By path, by name in the folder, `latest`; what is not there or damaged is a plain error."""
     options = {"max_train_steps": 4, "save_every_n_steps": 1}
@@ -132,8 +208,9 @@ def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
         assert project.train(**options, output_dir=tmp_path / f"by{number}", resume_from_checkpoint=out / name) == 0
         a, b = load_file(out / "net.safetensors"), load_file(tmp_path / f"by{number}/net.safetensors")
         assert all(torch.equal(a[n], b[n]) for n in a)
-    assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 2
-    assert "holds no state" in capsys.readouterr().err
+    assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 0, "a flag that is always on"
+    assert project.train(**options, output_dir=tmp_path / "none2", resume=out / "nowhere") == 2
+    assert "no such folder" in capsys.readouterr().err
     (out / "net-step00000002-state/network.safetensors").write_bytes(b"damaged")
     assert project.train(**options, output_dir=tmp_path / "bad", resume=out / "net-step00000002-state") == 2
     assert "is damaged" in capsys.readouterr().err
@@ -143,12 +220,56 @@ def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
     assert "network_dim: 4 -> 2" in capsys.readouterr().err
 
 
+def test_going_back_is_a_timeline_of_its_own(project, tmp_path, caplog):
+    """resume = an early state: taken up once; what came after it is kept aside; a plain rerun follows the new one."""
+    out, options = tmp_path / "out", {"save_every_n_steps": 2, "sample_every_n_steps": 2}
+    assert project.train(max_train_steps=8, **options) == 0
+    old = {path.name: path.read_bytes() for path in out.glob("net-*.safetensors")} | {
+        "net.safetensors": (out / "net.safetensors").read_bytes()
+    }
+    back = {**options, "resume": out / "net-step00000002-state", "learning_rate": 5e-4}
+    assert stopped_after(project, 5, max_train_steps=8, **back) == 130
+    assert (out / "net-step00000005-state").exists() and not (out / "net-step00000006-state").exists()
+    assert not (out / "net.safetensors").exists()
+    for name in set(old) - {"net-step00000002.safetensors"}:
+        assert (out / "set-aside-1" / name).read_bytes() == old[name]
+    assert (out / "set-aside-1/net-state").exists() and (out / "set-aside-1/metrics.jsonl").exists()
+    caplog.clear()
+    assert stopped_after(project, 7, max_train_steps=8, **back) == 130
+    assert "step 5, epoch" in caplog.text, "not from the beginning of the branch"
+    caplog.clear()
+    assert project.train(max_train_steps=8, **{**options, "learning_rate": 5e-4}) == 0
+    assert "step 7, epoch" in caplog.text
+    other = {"output_dir": tmp_path / "other", "max_train_steps": 8, **back}
+    assert project.train(**other) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "other/net.safetensors")
+    assert project.train(max_train_steps=8, **back) == 0
+    assert "nothing is left to do" in caplog.text and not (out / "set-aside-2").exists()
+
+
+def stopped_after(project, step: int, **options) -> int:
+    """A run that is asked to stop after a step."""
+    from library.training.conduct import Conduct
+
+    original = Conduct.after_step
+
+    def asking(self, result):
+        if self.trained.progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, result)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Conduct, "after_step", asking)
+        return project.train(**options)
+
+
 def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, caplog):
     """With a warning; the result is the same."""
     options = {"max_train_steps": 4, "save_every_n_steps": 1}
     assert project.train(output_dir=tmp_path / "whole", **options) == 0
     out = tmp_path / "out"
     assert project.train(**options) == 0
+    shutil.rmtree(out / "net-state")
     (out / "net-step00000003-state/optimizer.safetensors").write_bytes(b"")
     record = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({**record, "finished_steps": None}))
@@ -159,16 +280,41 @@ def test_a_damaged_newest_state_falls_back_to_the_one_before(project, tmp_path, 
     assert all(torch.equal(a[n], b[n]) for n in a)
 
 
-def test_an_undrawn_seed_is_kept(project, tmp_path):
-    """Without a seed one is drawn, written down, and used again."""
-    settings = {**project.settings}
-    words = project.words("out", max_train_steps=1)
-    at = words.index("--seed")
-    del words[at : at + 2]
+def test_a_drawn_seed_is_written_down_and_is_the_whole_run(dropping, tmp_path):
+    """Without a seed one is drawn: data draws have it too, the resolved file says it, and saying it is the same run."""
     from library import training
     from library.start import run_command
 
+    def unseeded(output: str, **keys) -> int:
+        words = split.words(output, **keys)
+        at = words.index("--seed")
+        del words[at : at + 2]
+        return run_command("train", training.run, words)
+
+    split = Project(dropping.root, dropping.base, held_out=0.3, subset=dropping.subset, settings=dropping.settings)
+    out = tmp_path / "out"
+    assert unseeded("out", max_train_steps=2) == 0
+    seed = json.loads((out / "run.json").read_text())["seed"]
+    assert seed > 0 and f"seed = {seed}  # drawn" in (out / "config.resolved.toml").read_text()
+    assert unseeded("out", max_train_steps=6) == 0
+    assert json.loads((out / "run.json").read_text())["seed"] == seed
+    resolved = ["--config_file", str(out / "config.resolved.toml"), "--output_dir", str(tmp_path / "again")]
+    assert run_command("train", training.run, resolved) == 0
+    assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "again/net.safetensors")
+
+
+def test_a_drawn_seed_counts_as_said(dropping, tmp_path, capsys):
+    """Another seed is another run, the same is the same."""
+    from library import training
+    from library.start import run_command
+
+    words = dropping.words("out", max_train_steps=1)
+    at = words.index("--seed")
+    del words[at : at + 2]
     assert run_command("train", training.run, words) == 0
     seed = json.loads((tmp_path / "out/run.json").read_text())["seed"]
-    assert seed > 0
-    assert settings["output_dir"] == tmp_path / "out"
+    assert dropping.train(max_train_steps=2, seed=seed + 1) == 2
+    assert f"seed: {seed} -> {seed + 1}" in capsys.readouterr().err
+    assert dropping.train(max_train_steps=2, seed=seed) == 0
+    assert dropping.train(output_dir=tmp_path / "said", max_train_steps=2, seed=seed) == 0
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "said/net.safetensors")

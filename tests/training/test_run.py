@@ -30,7 +30,7 @@ def test_a_run_writes_what_it_promises(project, tmp_path):
     assert project.train(report_html=True, report_to="tensorboard") == 0
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir() if "_workflow" not in path.name}
-    assert names == {"net.safetensors", "metrics.jsonl", "config.resolved.toml", "run.json", "report.html", "logs",
+    assert names == {"net.safetensors", "net-state", "metrics.jsonl", "config.resolved.toml", "run.json", "report.html", "logs",
                      ".influx.lock"}  # fmt: skip
     assert (out / "net.safetensors").stat().st_mode & 0o777 == 0o644
     lines = metrics(project)
@@ -191,3 +191,16 @@ def test_a_stale_cache_names_a_command_that_mends_it(project, tmp_path, capsys):
     assert (python, script) == ("python", "influx_cache.py")
     assert run_command("cache", caching.run, words) == 0
     assert project.train(**run) == 0
+
+
+def test_a_loss_that_counts_nowhere_is_refused_or_said(project, tmp_path, capsys, caplog, monkeypatch):
+    """A black mask and masked_loss = mask: zero at every step. A single item like that is named."""
+    from library.training import objective
+
+    nothing = {"masked_loss": "mask", "edit_mask_value": 0.0}
+    assert project.train(**nothing) == 2
+    assert "edit_mask_value = 0" in capsys.readouterr().err
+    monkeypatch.setattr(objective, "loss_area", lambda kind, floor, batch: batch.changed[:, :1] * 0.0)
+    assert project.train(masked_loss="changed", max_train_steps=6) == 0
+    names = [message for message in caplog.messages if "teaches nothing" in message]
+    assert len(names) == len(set(names)) == 7

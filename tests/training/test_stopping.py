@@ -11,6 +11,7 @@ import torch
 
 from library.tensorfile import data_hash
 from library.training import loop, objective, signals
+from library.training.loss_scale import GROWTH_INTERVAL, LossScale
 from library.training.run_folder import OWNER
 from tests.training import forked
 
@@ -116,12 +117,55 @@ def test_too_many_nan_steps_in_a_row_end_the_run(project, tmp_path, monkeypatch,
     assert project.train(max_train_steps=9, save_every_n_steps=2) == 0
 
 
+def test_too_many_nan_steps_keep_what_was_learnt(project, tmp_path, monkeypatch, capsys):
+    """The state of before the bad steps is saved whether or not a save was due; the same command goes on from it."""
+    poisoned(monkeypatch, {4, 5, 6, 7, 8})
+    assert project.train(max_train_steps=10) == 3
+    out, error = tmp_path / "out", capsys.readouterr().err
+    kept = out / "net-step00000006-state"
+    assert str(kept) in error and (out / "net-step00000006.safetensors").exists()
+    assert project.train(max_train_steps=10) == 3, "as many tries again, further on"
+    assert f"--resume {kept}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert project.train(max_train_steps=10) == 0
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped"]) for line in lines][3:] == [
+        (4, 0), (5, 1), (6, 2), (7, 4), (8, 5), (9, 6), (10, 6),
+    ]  # fmt: skip
+
+
+def test_a_run_that_was_never_finite_binds_nothing(project, tmp_path, monkeypatch, capsys):
+    """No good step: no state of it is left, and whatever is at fault may be changed."""
+    poisoned(monkeypatch, set(range(20)))
+    assert project.train(max_train_steps=9) == 3
+    assert "any key may change" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("net*"))
+    monkeypatch.undo()
+    assert project.train(max_train_steps=2, network_dim=8) == 0
+
+
 def test_an_overflow_under_loss_scaling_only_lowers_the_scale(project, tmp_path, monkeypatch):
     """fp16 may overflow by design; that is no NaN of the run."""
     poisoned(monkeypatch, {0, 1, 2, 3}, float("inf"))
     assert project.train(max_train_steps=6, mixed_precision="fp16") == 0
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in lines] == [0] * 6
+
+
+def test_the_loss_scale_comes_back_and_overflows_are_counted(project, tmp_path, monkeypatch):
+    """From its floor it grows again as torch's GradScaler does; overflows are apart from steps at fault."""
+    scale = LossScale.for_precision("fp16")
+    for _ in range(40):
+        scale.after(False)
+    assert scale.value == 1.0 and not scale.can_fall
+    for _ in range(2 * GROWTH_INTERVAL):
+        scale.after(True)
+    assert scale.value == 4.0
+    poisoned(monkeypatch, {1, 2}, float("inf"))
+    assert project.train(max_train_steps=4, mixed_precision="fp16") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["overflows"] for line in lines] == [0, 1, 2, 2]
+    assert [line["loss_scale"] for line in lines] == [65536, 32768, 16384, 16384]
 
 
 @pytest.mark.parametrize("place", ["forward", "backward", "step"])

@@ -145,8 +145,7 @@ class SubsetTable(Table):
                 "mode = edit needs targets: set target_dir (target_data_dir), target_suffix, target_column or "
                 "metadata_file.",
             )
-        masks = (self.mask_dir, self.mask_suffix, self.mask_column, self.alpha_mask, self.generate_mask, listed)
-        if self.mode == "mask" and not any(masks):
+        if self.mode == "mask" and not self.may_have_masks:
             yield (
                 ["mode"],
                 "mode = mask needs masks: set mask_dir (mask_data_dir), mask_suffix, mask_column, alpha_mask, "
@@ -154,6 +153,12 @@ class SubsetTable(Table):
             )
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background_color):
             yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
+
+    @property
+    def may_have_masks(self) -> bool:
+        """Whether anything says where masks come from."""
+        listed = self.metadata_file is not None
+        return any((self.mask_dir, self.mask_suffix, self.mask_column, self.alpha_mask, self.generate_mask, listed))
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """Keys that cannot act beside others. Variants are cached: with one of them there is nothing to draw from."""

@@ -19,14 +19,16 @@ class MemoryTable(Table):
     section: ClassVar[str] = "memory"
     reads: ClassVar[str] = "cache train infer"
 
-    base_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"] | None = key(None)
+    base_precision: Literal["fp32", "bf16", "fp16", "fp8", "int8", "nf4"] | None = key(None, inexact=True)
     """Precision of the frozen base. As mixed_precision if not set."""
-    int8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=int8 or vram_budget_gb")
+    int8_arithmetic: bool = key(
+        False, reads="train infer", only_with="base_precision=int8 or vram_budget_gb", inexact=True
+    )
     """int8: quantise activations too and multiply in int8. Faster on some cards, less exact."""
-    fp8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=fp8")
+    fp8_arithmetic: bool = key(False, reads="train infer", only_with="base_precision=fp8", inexact=True)
     """fp8: quantise activations too and multiply in fp8 (cards of compute capability 8.9 or newer)."""
     keep_precision_patterns: Strings = key(
-        (), reads="train infer", only_with="base_precision=fp8|int8|nf4 or vram_budget_gb"
+        (), reads="train infer", only_with="base_precision=fp8|int8|nf4 or vram_budget_gb", inexact=True
     )
     """Regular expressions: modules that stay unquantised, beside the norms, embedders and final layer."""
     blocks_to_swap: Annotated[int, Field(ge=0)] | Literal["all"] = key(0, rerun=True)

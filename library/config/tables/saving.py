@@ -31,17 +31,19 @@ class SavingTable(Table):
     save_last_n_epochs: int | None = key(None, ge=1, rerun=True, only_with="save_every_n_epochs")
     """Keep only networks of the last N epochs."""
     save_state: bool = key(True, kohya="false", rerun=True)
-    """Save the state beside each network, so that the run can be continued."""
+    """Save the state beside each network, the last one included, so that the run can be continued or made longer."""
     save_last_n_steps_state: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep only states of the last N steps; as save_last_n_steps if not set."""
     save_last_n_epochs_state: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep only states of the last N epochs; as save_last_n_epochs if not set."""
     save_state_on_train_end: bool = key(False, rerun=True)
-    """Save the state after the last step as well, so that the run can be made longer."""
+    """Save the state after the last step even where save_state is off, so that the run can be made longer."""
     checkpoints_total_limit: int | None = key(None, ge=1, rerun=True, only_with="save_state")
     """Keep at most this many states."""
     resume: str | None = key(None, aliases=("resume_from_checkpoint",), path="model", rerun=True)
-    """A state to continue from: `latest`, or a state folder. The same command run again continues by itself."""
+    """A state to go back to: a state folder. It is taken up once, and what was made after it is moved to a folder
+    set-aside-1. `latest`, and the same command run again, continue from the newest state; where there is none, a run
+    begins."""
     save_format: Literal["kohya", "diffusers", "both"] = key("kohya", seed="diffusers", rerun=True)
     """Names in the file. kohya loads in ComfyUI, A1111-family programs and diffusers."""
     save_precision: Literal["float", "fp32", "fp16", "bf16"] | None = key(None, rerun=True)

@@ -24,12 +24,15 @@ class TrainingTable(Table):
     gradient_accumulation_steps: int = key(1, ge=1)
     """Batches whose gradients are averaged before one optimizer step."""
     seed: int | None = key(None, ge=0, le=2**63 - 1, reads="cache train infer")
-    """Seed of every draw. Drawn once and written down if not set."""
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(None, reads="cache train infer", kohya="no")
+    """Seed of every draw. Drawn once, when a run begins, and written down if not set; what the caching command draws
+    (generated masks, random crops, the validation split) has seed 0 then."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
+        None, reads="cache train infer", kohya="no", inexact=True
+    )
     """Arithmetic of the transformer. If not set: bf16 on a card that has it, otherwise no (fp32)."""
     device: str | None = key(None, reads="cache train infer", rerun=True)
     """cuda, cuda:1, mps or cpu; the first GPU if there is one, if not set."""
-    allow_tf32: bool = key(False, reads="cache train infer")
+    allow_tf32: bool = key(False, reads="cache train infer", inexact=True)
     """Let matrix products in fp32 use TF32 on Ampere cards and later."""
     local_rank: int = key(-1, ge=-1, reads="cache train", rerun=True)
     """Rank of this process, for launchers that do not set LOCAL_RANK; -1 leaves the environment alone."""
@@ -104,6 +107,20 @@ class TrainingTable(Table):
             )
         if self.guidance_scale_range and self.guidance_scale_range[0] > self.guidance_scale_range[1]:
             yield ["guidance_scale_range"], f"guidance_scale_range = {list(self.guidance_scale_range)}: low above high."
+
+        if self.masked_loss in ("mask", "half") and self.masked_loss_floor == 0:
+            yield from self._nothing_repainted(run)
+
+    def _nothing_repainted(self, run: Run) -> Iterator[tuple[list[str], str]]:
+        """An edit with a black mask repaints nothing: its loss, counted there, is zero at every step."""
+        for subset in (subset for dataset in run.datasets for subset in dataset.subsets):
+            if subset.mode == "edit" and subset.edit_mask_value == 0 and not subset.may_have_masks:
+                yield (
+                    ["masked_loss", "edit_mask_value"],
+                    f"masked_loss = {self.masked_loss} with edit_mask_value = 0: the mask is black, so nothing would "
+                    'be learnt. Use masked_loss = "changed" or "none", or a masked_loss_floor above 0.',
+                )
+                return
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """Epochs beside steps, and half precision that FLUX's activations are known to leave."""

@@ -37,11 +37,18 @@ class ValidationTable(Table):
     """Stop after this many measurements without an improvement."""
 
     def problems(self, run: Run) -> Iterator[tuple[list[str], str]]:
-        """Points outside the flow."""
+        """Points outside the flow, and a measure of pictures where no pictures are made."""
         outside = [value for value in self.validation_timesteps if not 0 < value <= 1]
         if outside or not self.validation_timesteps:
             found = f"{outside[0]:g} is none" if outside else "there is none"
             yield ["validation_timesteps"], f"validation_timesteps: {found}; each is above 0 and at most 1 (all noise)."
+        asks = "save_best" if self.save_best else "early_stop_patience" if self.early_stop_patience else ""
+        if asks and self.best_metric in ("psnr", "ssim", "colour_distance") and not self.validation_generate:
+            yield (
+                ["best_metric", asks],
+                f"best_metric = {self.best_metric} is measured on generated pictures, but validation_generate is 0: "
+                f"{asks} would never see a gain. Set validation_generate to the number of held-out items to paint.",
+            )
 
     def cautions(self, run: Run) -> Iterator[tuple[list[str], str]]:
         """Everything here is about held-out items."""
