@@ -152,6 +152,11 @@ class SubsetTable(Table):
                 "mode = mask needs masks: set mask_dir (mask_data_dir), mask_suffix, mask_column, alpha_mask, "
                 "generate_mask or metadata_file. (mode = edit trains on pairs; use_split_mask on joined images.)",
             )
+        if "." not in self.caption_extension:
+            message = (
+                f'caption_extension = "{self.caption_extension}": write it with its dot, ".{self.caption_extension}".'
+            )
+            yield ["caption_extension"], message
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background_color):
             yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
 
