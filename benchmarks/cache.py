@@ -225,7 +225,7 @@ def table(found: dict[str, Figures]) -> str:
 
 
 def opening(folder: Path, entries: int = 100_000) -> dict[str, float]:
-    """CPU seconds to open a cache of many entries: index and manifest. Its shards are empty files, as the index says."""
+    """CPU seconds to open a cache of many entries: index and manifest. Its shards are empty files."""
     shards = {}
     (folder / "image" / "512x512").mkdir(parents=True)
     for start in range(0, entries, IMAGES_PER_SHARD):
