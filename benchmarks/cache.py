@@ -4,9 +4,11 @@ One run, one machine, the same samples: a 512 px Fill sample (two bf16 latents o
 T5 embeddings of 512 tokens shared by 50 images each. Says size, files, and CPU time to write and to read warm; then the
 time to open a cache of 100,000 entries, the memory that reading takes, and how long a step would wait for its data.
 
-    python benchmarks/cache.py [--entries 5000] [--folder DIR]
+    python benchmarks/cache.py [--entries 5000] [--others 500] [--folder DIR] [--output benchmarks/results/cache.json]
 
-CPU times are process_time of one thread; the arms take turns, and the least of the repeats is shown.
+CPU times are process_time of one thread; the arms take turns, and the least of the repeats is shown. In a batch of one
+a trainer keeps recent captions in memory, which the other formats cannot: so reading is also shown with every caption
+read anew. `--others` is how many samples of the other formats are written: 5,000 of kohya's take 50 GB.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 import shutil
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -91,6 +94,11 @@ class Sharded:
         choice = Choice("", f"{number + (1 << 64):032x}", 0, words, 1.0)
         return self.gatherer.gather([choice], 0).mean
 
+    def read_anew(self, number: int) -> torch.Tensor:
+        """The same without any caption in memory."""
+        self.gatherer = Gatherer(self.gatherer.reader)
+        return self.read(number)
+
 
 class Npz:
     """Two npz files per image in float32, as sd-scripts writes them: nothing is shared between images."""
@@ -155,8 +163,22 @@ def cpu(work) -> float:
     return time.process_time() - started
 
 
-def compare(folder: Path, entries: int, others: int) -> None:
-    """The table. The other formats are written `others` times: they are large, and every file costs the same."""
+@dataclass(frozen=True)
+class Figures:
+    """What a format costs. MB and milliseconds are for one sample; read_anew: with every caption read from the disk."""
+
+    samples: int
+    files: int
+    megabytes: float
+    write_ms: float
+    read_ms: float
+    read_ms_median: float
+    read_anew_ms: float
+    read_anew_ms_median: float
+
+
+def compare(folder: Path, entries: int, others: int) -> dict[str, Figures]:
+    """Write and read every format; their turns alternate."""
     arms = [
         Sharded(folder / "distribution", entries, "distribution"),
         Sharded(folder / "mean", entries, "mean"),
@@ -164,28 +186,46 @@ def compare(folder: Path, entries: int, others: int) -> None:
         Npz(folder / "npz", others),
     ]
     writing = {arm.name: cpu(arm.write) / arm.entries * 1e3 for arm in arms}
-    reading: dict[str, list[float]] = {arm.name: [] for arm in arms}
+    ways = [(arm, way) for arm in arms for way in ("read", "read_anew") if hasattr(arm, way)]
+    reading: dict[tuple[str, str], list[float]] = {(arm.name, way): [] for arm, way in ways}
     draw = random.Random(0)
     for repeat in range(REPEATS + 1):  # the first one warms the page cache
-        for arm in arms:
+        for arm, way in ways:
             arm.open() if repeat == 0 else None
+            read = getattr(arm, way)
             numbers = [draw.randrange(arm.entries) for _ in range(READS)]
-            spent = cpu(lambda arm=arm, numbers=numbers: [arm.read(number) for number in numbers])
+            spent = cpu(lambda read=read, numbers=numbers: [read(number) for number in numbers])
             if repeat:
-                reading[arm.name].append(spent / READS * 1e3)
-    print(f"{'format':<24}{'samples':>8}{'files':>7}{'MB each':>9}{'write ms':>10}{'read ms':>9}{'median':>8}")
-    for arm in arms:
-        files = [path for path in arm.folder.rglob("*") if path.is_file()]
-        size = sum(path.stat().st_size for path in files) / arm.entries / 1e6
-        times = sorted(reading[arm.name])
-        print(
-            f"{arm.name:<24}{arm.entries:>8}{len(files):>7}{size:>9.3f}{writing[arm.name]:>10.2f}"
-            f"{times[0]:>9.2f}{times[len(times) // 2]:>8.2f}"
-        )
+                reading[arm.name, way].append(spent / READS * 1e3)
+    return {arm.name: _figures(arm, writing[arm.name], reading) for arm in arms}
 
 
-def opening(folder: Path, entries: int = 100_000) -> None:
-    """Seconds to open a cache of many entries: index and manifest (its shards are empty files, as the index says)."""
+def _figures(arm, writing: float, reading: dict[tuple[str, str], list[float]]) -> Figures:
+    files = [path for path in arm.folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files) / arm.entries / 1e6
+    times = []
+    for way in ("read", "read_anew"):
+        measured = sorted(reading.get((arm.name, way), reading[arm.name, "read"]))
+        times += [round(measured[0], 3), round(measured[len(measured) // 2], 3)]
+    return Figures(arm.entries, len(files), round(size, 4), round(writing, 3), *times)
+
+
+def table(found: dict[str, Figures]) -> str:
+    """The comparison for people."""
+    lines = [
+        f"{'format':<24}{'samples':>8}{'files':>7}{'MB each':>9}{'write ms':>10}{'read ms':>9}{'median':>8}"
+        f"{'anew ms':>9}{'median':>8}"
+    ]
+    lines += [
+        f"{name:<24}{one.samples:>8}{one.files:>7}{one.megabytes:>9.3f}{one.write_ms:>10.2f}"
+        f"{one.read_ms:>9.2f}{one.read_ms_median:>8.2f}{one.read_anew_ms:>9.2f}{one.read_anew_ms_median:>8.2f}"
+        for name, one in found.items()
+    ]
+    return "\n".join(lines)
+
+
+def opening(folder: Path, entries: int = 100_000) -> dict[str, float]:
+    """CPU seconds to open a cache of many entries: index and manifest. Its shards are empty files."""
     shards = {}
     (folder / "image" / "512x512").mkdir(parents=True)
     for start in range(0, entries, IMAGES_PER_SHARD):
@@ -213,11 +253,12 @@ def opening(folder: Path, entries: int = 100_000) -> None:
         store, read = Store(folder), read_manifest(path)
         times.append(time.process_time() - started)
         assert len(store.where) == len(read.items) == entries
-    print(f"opening {entries} entries: {min(times):.2f} s, median {sorted(times)[len(times) // 2]:.2f} s")
+    return {"entries": entries, "seconds": round(min(times), 3), "median": round(sorted(times)[len(times) // 2], 3)}
 
 
-def memory_and_waiting(folder: Path, entries: int) -> None:
-    """Anonymous memory over many reads, and the share of a training step spent waiting for the next batch."""
+def memory_and_waiting(folder: Path, entries: int, steps: int = 40) -> dict[str, object]:
+    """MB of anonymous memory after each of four passes, and the wait for a batch in steps of a tenth of a real one's
+    length: its share is that of a whole step."""
     arm = Sharded(folder / "distribution", entries, "distribution")
     arm.open()
     draw = random.Random(1)
@@ -228,7 +269,6 @@ def memory_and_waiting(folder: Path, entries: int) -> None:
         return arm.gatherer.gather([choice], position)
 
     sizes, waited = [], 0.0
-    steps = 40
     batches = prefetched(batch, range(steps + 1))
     next(batches)
     for _ in range(steps):
@@ -237,13 +277,12 @@ def memory_and_waiting(folder: Path, entries: int) -> None:
         next(batches)
         waited += time.perf_counter() - started
     batches.close()
-    for round_number in range(4):
+    for _ in range(4):
         for position in range(entries):
             batch(position)
-        sizes.append(anonymous_memory())
-        print(f"RssAnon after {(round_number + 1) * entries} reads: {sizes[-1]:.0f} MB")
-    share = waited / (steps * STEP_SECONDS)
-    print(f"waiting for data: {waited / steps * 1e3:.2f} ms a step, {share:.2%} of a step of {STEP_SECONDS} s")
+        sizes.append(round(anonymous_memory()))
+    wait = waited / steps
+    return {"anonymous_mb": sizes, "wait_ms": round(wait * 1e3, 3), "wait_share": round(wait / STEP_SECONDS, 5)}
 
 
 def anonymous_memory() -> float:
@@ -254,21 +293,37 @@ def anonymous_memory() -> float:
     return float("nan")
 
 
+def measure(folder: Path, entries: int, others: int, many: int = 100_000) -> dict[str, object]:
+    """Everything, as it is recorded. The folder is made and removed."""
+    try:
+        found = compare(folder, entries, others)
+        print(table(found))
+        opened = opening(folder / "many", many)
+        print("opening {entries} entries: {seconds:.2f} s, median {median:.2f} s".format(**opened))
+        read = memory_and_waiting(folder, entries)
+        print(
+            "RssAnon after each pass: {anonymous_mb} MB; wait {wait_ms} ms, {wait_share:.2%} of a step".format(**read)
+        )
+        return {"formats": {name: asdict(one) for name, one in found.items()}, "opening": opened, "reading": read}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def main() -> None:
+    """Measure, print, record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--entries", type=int, default=5000)
     parser.add_argument("--others", type=int, default=500, help="samples written in the other formats")
     parser.add_argument("--folder", type=Path, default=Path("output/benchmark_cache"))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--note", default="", help="recorded with the figures: the machine, and what else ran on it")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.folder.exists():
         raise SystemExit(f"{options.folder} exists already: name another --folder")
-    try:
-        compare(options.folder, options.entries, options.others)
-        opening(options.folder / "many")
-        memory_and_waiting(options.folder, options.entries)
-    finally:
-        shutil.rmtree(options.folder, ignore_errors=True)
+    found = {"note": options.note, **measure(options.folder, options.entries, options.others)}
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

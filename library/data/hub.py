@@ -116,7 +116,7 @@ def hub_records(subset: SubsetTable, report: Report) -> list[Record]:
     if lacking:
         report.bad(str(subset.dataset_name), f"no column {', '.join(lacking)}; there are: {', '.join(present)}")
         return []
-    table = Table(_short(subset), _undecoded(rows, wanted), wanted, _identity(subset, rows), subset.dataset_streaming)
+    table = Table(_short(subset), _undecoded(rows, wanted), wanted, _identity(subset, rows), _streams(subset))
     others = [column for column in present if column not in wanted]
     return list(_records(table, columns, others, subset, report))
 
@@ -138,6 +138,16 @@ def _records(
         report.bad(table.name, "lists no items")
 
 
+def _was_saved(name: str) -> bool:
+    """Whether this is a folder of `save_to_disk`, of one split or of several. Its rows are mapped from the disk as they
+    are: there is nothing to stream."""
+    return any((Path(name) / mark).is_file() for mark in ("state.json", "dataset_dict.json"))
+
+
+def _streams(subset: SubsetTable) -> bool:
+    return subset.dataset_streaming and not _was_saved(str(subset.dataset_name))
+
+
 def _short(subset: SubsetTable) -> str:
     return str(subset.dataset_name).replace("\\", "/").rstrip("/").rsplit("/", 1)[-1]
 
@@ -154,8 +164,9 @@ def _load(subset: SubsetTable) -> Any:
     try:
         if name.endswith(".parquet"):
             return datasets.load_dataset("parquet", data_files={subset.dataset_split: name}, **options)
-        if (Path(name) / "state.json").is_file() and not subset.dataset_streaming:
-            return datasets.load_from_disk(name)
+        if _was_saved(name):
+            saved = datasets.load_from_disk(name)
+            return saved[subset.dataset_split] if isinstance(saved, datasets.DatasetDict) else saved
         revision = None if Path(name).exists() else subset.dataset_revision
         return datasets.load_dataset(name, subset.dataset_config_name, revision=revision, **options)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
@@ -177,7 +188,7 @@ def _undecoded(rows: Any, columns: list[str]) -> Any:
 
 def _identity(subset: SubsetTable, rows: Any) -> str:
     """What the rows are known by: the library's fingerprint of the data, or a stream's name, revision and files."""
-    if not subset.dataset_streaming:
+    if not _streams(subset):
         return f"hf:{rows._fingerprint}"
     path = Path(str(subset.dataset_name))
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import counters, first_step, loading, modulation, precision, step
+from benchmarks import cache, counters, first_step, loading, modulation, precision, step
 from library.memory.precision import QUANTISED
 from library.models.shape import FluxShape
 
@@ -160,3 +160,36 @@ def test_the_recorded_first_steps_cost_only_the_first_of_their_kind() -> None:
         compiled = {0, next(index for index, (batch, _, _) in enumerate(first_step.SIZES) if batch > 1)}
         others = [row["beyond"] for index, row in enumerate(rows[:-1]) if index not in compiled]
         assert max(others) < 0.2 * min(rows[index]["beyond"] for index in compiled)
+
+
+def hold_the_sizes(found: dict) -> None:
+    """Bytes of a 512 px sample with 50 images to a caption, and few files."""
+    ours = {name: one for name, one in found["formats"].items() if name.startswith("InFlux")}
+    most = {"InFlux, distribution": 0.55, "InFlux, mean": 0.40}
+    for name, one in ours.items():
+        assert one["megabytes"] <= most[name]
+        assert one["files"] <= one["samples"] / 64 + 3  # a bucket, the captions, the index
+    theirs = [one for name, one in found["formats"].items() if name not in ours]
+    assert all(one["megabytes"] > 4 and one["files"] >= one["samples"] for one in theirs)
+
+
+def test_the_cache_benchmark_runs_and_its_format_is_small(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cache, "REPEATS", 1)
+    monkeypatch.setattr(cache, "READS", 4)
+    found = cache.measure(tmp_path / "toy", entries=150, others=2, many=1000)
+    hold_the_sizes(found)
+    assert not (tmp_path / "toy").exists()
+    assert found["opening"]["entries"] == 1000 and len(found["reading"]["anonymous_mb"]) == 4
+
+
+def test_the_recorded_cache_figures_hold_the_gates() -> None:
+    """With every caption read anew ours must still beat the formats that cannot share one."""
+    record = json.loads((RESULTS / "cache.json").read_text(encoding="utf-8"))
+    hold_the_sizes(record)
+    formats = record["formats"]
+    ours = [one for name, one in formats.items() if name.startswith("InFlux")]
+    assert all(one["samples"] >= 5000 and max(one["read_ms"], one["read_anew_ms"]) <= 0.6 for one in ours)
+    assert formats["kohya's npz, fp32"]["read_ms"] > 2 * max(one["read_anew_ms"] for one in ours)
+    assert record["opening"]["entries"] == 100_000 and record["opening"]["seconds"] < 1
+    sizes = record["reading"]["anonymous_mb"]
+    assert max(sizes) <= 1.05 * min(sizes) and record["reading"]["wait_share"] < 0.01

@@ -150,3 +150,18 @@ def test_class_images_become_a_subset(load_toml) -> None:
     assert (added.is_reg, added.instance_prompt, added.mode, added.generate_mask) == (True, "a dog", "mask", ("full",))
     with pytest.raises(ConfigError, match="needs class_data_dir and class_prompt"):
         load_toml("with_prior_preservation = true\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        ('keep_tokens_separator = "|||"', "use keep_tokens with the number of tags"),
+        ("enable_wildcard = true", "caption_per_line"),
+        ("debug_dataset = true", "--preview"),
+        ('caption_extension = "txt"', 'write it with its dot, ".txt"'),
+    ],
+)
+def test_kohyas_keys_that_are_not_here_say_what_is(line: str, advice: str, load_toml) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_toml(line)
+    assert advice in str(error.value) and "Did you mean" not in str(error.value)

@@ -218,6 +218,27 @@ def test_hugging_face_data_sets_give_what_folders_give(name, streaming, parquet,
     assert contents(plan(tmp_path, subset)) == contents(plan(tmp_path, EDIT))
 
 
+@pytest.mark.parametrize("streaming", ["false", "true"])
+@pytest.mark.parametrize("splits", ["one", "several"])
+def test_folders_of_save_to_disk_are_read(splits, streaming, parquet, tmp_path) -> None:
+    """Rows are mapped from the disk, so streaming them is no error and changes nothing; a warning says so."""
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.load_dataset(str(parquet), split="train")
+    if splits == "several":
+        saved = datasets.DatasetDict(train=saved, test=saved.select([0]))
+    saved.save_to_disk(str(tmp_path / "saved"))
+    subset = f'dataset_name = "{tmp_path / "saved"}"\ndataset_streaming = {streaming}\n{HUB}'
+    expected = contents(plan(tmp_path, EDIT))
+    assert contents(plan(tmp_path, subset)) == expected
+    warnings = load(["--config_file", str(tmp_path / "run.toml")], "cache").warnings
+    assert any("dataset_streaming does nothing here" in one for one in warnings) == (streaming == "true")
+    if splits == "several":
+        subset = subset.replace("mode", 'dataset_split = "test"\nmode')
+        assert len(plan(tmp_path, subset).items) == 1
+        with pytest.raises(UserError, match="dataset_split = nowhere"):
+            plan(tmp_path, subset.replace('"test"', '"nowhere"'))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -151,6 +151,11 @@ class SubsetTable(Table):
                 "mode = mask needs masks: set mask_dir (mask_data_dir), mask_suffix, mask_column, alpha_mask, "
                 "generate_mask or metadata_file. (mode = edit trains on pairs; use_split_mask on joined images.)",
             )
+        if "." not in self.caption_extension:
+            message = (
+                f'caption_extension = "{self.caption_extension}": write it with its dot, ".{self.caption_extension}".'
+            )
+            yield ["caption_extension"], message
         if not re.fullmatch(r"#[0-9a-fA-F]{6}", self.background_color):
             yield ["background_color"], f'background_color = "{self.background_color}": write it as "#rrggbb".'
 
@@ -200,9 +205,7 @@ class SubsetTable(Table):
             if len(trained) == 1:
                 yield "there is no other subset to weigh it against", ("subset_weight",)
         if self.dataset_name is not None and Path(self.dataset_name).exists():
-            yield "dataset_name is on this machine", ("dataset_revision",)
-            if self.dataset_name.endswith(".parquet") or (Path(self.dataset_name) / "state.json").exists():
-                yield "dataset_name is one table", ("dataset_config_name", "dataset_split")
+            yield from _idle_on_disk(Path(self.dataset_name))
 
     def _source_problems(self) -> Iterator[tuple[list[str], str]]:
         if self.dataset_name and self.metadata_file:
@@ -210,6 +213,18 @@ class SubsetTable(Table):
             yield ["dataset_name", "metadata_file"], message
         if not (self.dataset_name or self.image_dir or self.metadata_file):
             yield [], "a subset has no images: set image_dir (instance_data_dir), metadata_file or dataset_name."
+
+
+def _idle_on_disk(data: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Keys that cannot act on a data set of the `datasets` library that is on this machine."""
+    yield "dataset_name is on this machine", ("dataset_revision",)
+    one, several = (data / "state.json").is_file(), (data / "dataset_dict.json").is_file()
+    if data.suffix == ".parquet" or one:
+        yield "dataset_name is one table", ("dataset_config_name", "dataset_split")
+    if several:
+        yield "dataset_name was written by save_to_disk", ("dataset_config_name",)
+    if one or several:
+        yield "dataset_name was written by save_to_disk, and is read row by row as it is", ("dataset_streaming",)
 
 
 class DatasetTable(Table):
