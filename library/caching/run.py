@@ -18,10 +18,11 @@ from library.caching.estimate import Needs, needs_of, refuse_full_disk
 from library.caching.session import Session, wanted
 from library.caching.tables import bucket_table, subset_table
 from library.caching.team import Team
+from library.config import resolved
 from library.config.run import Run
 from library.data import lint
 from library.data.ledger import Ledger
-from library.data.manifest import make_manifest, manifest_path, read_manifest, write_manifest
+from library.data.manifest import config_path, make_manifest, manifest_path, read_manifest, write_manifest
 from library.data.plan import Plan, bucketings, make_plan, settled
 from library.data.previews import PlannedPreview, plan_previews
 from library.data.prompts import PreviewRequest, from_plain, preview_requests
@@ -245,7 +246,8 @@ def _promise(session: Session, plan: Plan, needs: Needs) -> None:
     manifest = make_manifest(
         plan, session.scope.config, session.images.vae, session.texts, lost_words(store, plan, session.texts)
     )
-    write_manifest(session.scope.folder, manifest)
+    path = write_manifest(session.scope.folder, manifest)
+    atomic_write(config_path(path), resolved.resolved_toml(session.run))
     for text in manifest.texts:
         if text.lost:
             log.warning("caption too long, T5 does not see %r: %s", text.lost, text.caption[:80])

@@ -16,6 +16,7 @@ from library.caching.estimate import megabytes
 from library.caching.session import Session, wanted
 from library.config.tables import CommandTable
 from library.data import readers
+from library.data.manifest import config_path
 from library.data.plan import Plan
 from library.data.store import DAMAGED, Store, entry_facts
 from library.errors import CacheError
@@ -180,6 +181,7 @@ def collect(session: Session, plan: Plan) -> None:
     with readers.none_begins(store.folder) as held:
         for one in given_up:
             one.path.unlink()
+            config_path(one.path).unlink(missing_ok=True)
             log.info("gc: gave up the configuration %s (%s)", one.name, ", ".join(one.subsets))
         live = (wanted(plan, session.texts) | _kept_by_manifests(session)) & set(store.where)
         freed, left = _remove_dead(store, live, held)

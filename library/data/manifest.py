@@ -190,6 +190,11 @@ def manifest_path(folder: Path, config: dict) -> Path:
     return Path(folder) / MANIFESTS / f"{config_hash(config)}.json"
 
 
+def config_path(manifest: Path) -> Path:
+    """The configuration that a manifest was last made with, resolved, for people."""
+    return manifest.parent.parent / "configurations" / f"{manifest.stem}.toml"
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
     """Write a manifest under the name of its configuration."""
     content = {

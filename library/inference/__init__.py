@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from library import forecast
+from library.config import resolved
 from library.config.run import Run
+from library.files import atomic_write
 from library.inference.plan import Plan, make_plan
 from library.models.base import Base
 from library.models.cost import Work
 from library.models.encoders import encoders_of
+
+CONFIG_FILE = "config.edited.toml"
+"""The configuration of the last call that wrote into a folder; each picture says for itself how it was made."""
 
 
 def run(run: Run) -> None:
@@ -33,6 +38,8 @@ def run(run: Run) -> None:
     from library.inference.edit import edit
 
     edit(plan, run, base)
+    if not plan.is_one_file:
+        atomic_write(plan.folder / CONFIG_FILE, resolved.resolved_toml(run))
     count = len(plan.requests)
     print(f"wrote {plan.requests[0].output}" if count == 1 else f"wrote {count} pictures to {plan.folder}")
 

@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """All requests of a call and the settings they share."""
+    """All requests of a call and the settings they share. is_one_file: the user named the result's file, no folder."""
 
     mode: str
     mode_settings: ModeSettings
@@ -46,6 +46,7 @@ class Plan:
     networks: tuple[NetworkUse, ...]
     requests: tuple[Request, ...]
     notes: tuple[str, ...] = field(default=())
+    is_one_file: bool = False
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -117,6 +118,7 @@ def make_plan(run: Run, base: Defaults) -> Plan:
         token_length=_token_length(run, networks, base),
         networks=networks,
         requests=tuple(requests),
+        is_one_file=table.output in [request.output for request in requests],
         notes=(*notes_on(networks), *notes, *said),
     )
 

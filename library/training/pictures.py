@@ -166,9 +166,18 @@ class Painter:
         if not item.target.exists():
             _write(target, item.target, item.caption)
             _write(vae.decode(batch.condition.latents[row : row + 1].float())[0], item.source, item.caption)
-        _write(painted, item.painted(step), item.caption)
+        _write(painted, item.painted(step), item.caption, **self._said(batch, row, key, step))
         a, b = ((pixels.float().cpu() / 2 + 0.5).clamp(0, 1) for pixels in (painted, target))
         return {name: score(a, b) for name, score in SCORES.items()} | self._perceptual(a, b)
+
+    def _said(self, batch: Batch, row: int, key: str, step: int) -> dict[str, object]:
+        """How a held-out picture was painted, for its file."""
+        settings, (height, width) = self.settings, batch.condition.mask.shape[-2:]
+        return {
+            "mode": self._modes[key], "seed": settings.seed + row, "steps": settings.steps, "sampler": "euler",
+            "guidance": settings.guidance, "size": f"{width}x{height}", "network": settings.name,
+            "training step": step, "item": key,
+        }  # fmt: skip
 
     def _perceptual(self, a: Tensor, b: Tensor) -> dict[str, float]:
         """LPIPS, where the `lpips` package is installed."""
@@ -192,5 +201,5 @@ class Painter:
         return Gallery(tuple(column for column, _ in strips), rows)
 
 
-def _write(pixels: Tensor, path: Path, caption: str) -> None:
-    save_png(Image.fromarray(to_bytes(pixels[None])[0].numpy()), path, {"prompt": caption})
+def _write(pixels: Tensor, path: Path, caption: str, **said: object) -> None:
+    save_png(Image.fromarray(to_bytes(pixels[None])[0].numpy()), path, {"prompt": caption, **said})

@@ -18,6 +18,7 @@ from library import caching
 from library.caching.run import plan_of
 from library.caching.session import Session
 from library.caching.upkeep import Status, status_of
+from library.config import load
 from library.data.cached import open_cache
 from library.data.manifest import config_hash
 from library.data.scope import encodings, scope_of
@@ -364,3 +365,17 @@ def test_an_item_of_every_kind_of_name_has_its_own_entry(configured, tmp_path) -
     caching.run(run)
     dataset = open_cache(run)
     assert len(dataset.items) == 5 and len({item.sizes[0][0] for item in dataset.items}) == 5
+
+
+def test_the_resolved_configuration_lies_beside_the_manifest(pairs, configured, tmp_path) -> None:
+    """It loads again to the same data; it goes when the configuration is given up."""
+    run = configured()
+    caching.run(run)
+    (path,) = (tmp_path / "cache/configurations").glob("*.toml")
+    text = path.read_text(encoding="utf-8")
+    assert "run.toml:" in text and "dataset_cache_dir" in text
+    again = load(["--config_file", str(path)], "cache")
+    assert again.datasets == run.datasets
+    caching.run(configured(dataset="flip_aug = true"))
+    caching.run(configured(dataset="flip_aug = true", arguments=("--gc", "--give_up", path.stem[:8])))
+    assert not path.exists() and len(list((tmp_path / "cache/configurations").glob("*.toml"))) == 1

@@ -1,6 +1,7 @@
 """Edits carried out on the tiny base: the whole job against FluxFillPipeline, and what comes out as files."""
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_a_folder_in_batches_is_the_pictures_alone(ask: Ask, folder: Path) -> No
         noisy_picture(64, 64, seed=ord(stem)).save(folder / "in" / f"{stem}.png")
     inference.run(ask(*BASE_ALONE, "--mode", "edit", "--output", str(folder / "one")))
     inference.run(ask(*BASE_ALONE, "--mode", "edit", "--output", str(folder / "four"), "--inference_batch_size", "4"))
-    assert sorted(path.name for path in (folder / "one").iterdir()) == [f"{stem}.png" for stem in "abcde"]
+    assert sorted(path.name for path in (folder / "one").glob("*.png")) == [f"{stem}.png" for stem in "abcde"]
     for stem in "abcde":
         assert abs(pixels(folder / "one" / f"{stem}.png") - pixels(folder / "four" / f"{stem}.png")).max() <= 1
     assert abs(pixels(folder / "one" / "a.png") - pixels(folder / "one" / "d.png")).mean() > 1
@@ -141,9 +142,9 @@ def test_networks_add_up_with_their_strengths(ask: Ask, folder: Path) -> None:
     network = random_network(folder / "n.safetensors", 0.3)
 
     def made(*words: str) -> np.ndarray:
-        before = set((folder / "out" / "edited").glob("*")) if (folder / "out" / "edited").exists() else set()
+        before = set((folder / "out" / "edited").glob("*.png")) if (folder / "out" / "edited").exists() else set()
         inference.run(ask(*BASE_ALONE[2:], *words, image="in/a.png"))
-        (new,) = set((folder / "out" / "edited").glob("*")) - before
+        (new,) = set((folder / "out" / "edited").glob("*.png")) - before
         return pixels(new)
 
     base = made("--lora", "none", "--mode", "edit")
@@ -186,3 +187,16 @@ def test_what_the_device_cannot_do_is_said_before_anything_is_loaded(ask: Ask, m
     monkeypatch.setattr(Base, "load_text_encoders", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match="attention_backend = cudnn does not work on the CPU with fp32"):
         inference.run(ask("--lora", "none", "--mode", "edit", "--attention_backend", "cudnn"))
+
+
+def test_the_resolved_configuration_lies_beside_the_results(ask: Ask, folder: Path) -> None:
+    """In a folder, as of the last call; a single file that was named is left alone with what it says itself."""
+    words = [*BASE_ALONE, "--mode", "edit"]
+    inference.run(ask(*words, "--hub_token", "hf_secret", image="in/a.png"))
+    text = (folder / "out/edited/config.edited.toml").read_text(encoding="utf-8")
+    written = tomllib.loads(text)
+    assert written["inference"]["prompt"] == ["a red circle"] and written["training"]["seed"] == 5
+    assert "--seed" in text and "hf_secret" not in text
+    (folder / "alone").mkdir()
+    inference.run(ask(*words, "--output", str(folder / "alone/x.png"), image="in/a.png"))
+    assert [path.name for path in (folder / "alone").iterdir()] == ["x.png"]

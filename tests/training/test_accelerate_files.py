@@ -1,13 +1,19 @@
 """The shipped launcher configurations are what accelerate understands, and the trainer reads what it would set."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
+from library.training import state
 from library.training.processes import sharding_wanted, world_from_environment
+from tests.training.test_processes import free_port
 
-FOLDER = Path(__file__).resolve().parents[2] / "config_examples" / "accelerate"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "config_examples" / "accelerate"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -52,3 +58,19 @@ def test_local_rank_fills_the_environment(monkeypatch):
     assert world_from_environment(3).local_rank == 3
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert world_from_environment(3).local_rank == 1
+
+
+@pytest.mark.slow
+def test_the_documented_launch_trains_on_two_processes(project, tmp_path):
+    """ddp.yaml by `accelerate launch`, here on two CPU processes: both worked, one wrote."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_port())]
+    words = project.words("out", save_state_on_train_end=True, max_train_steps=2)
+    done = subprocess.run(
+        [*launcher, "--config_file", str(FOLDER / "ddp.yaml"), str(ROOT / "influx_train.py"), *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "out/net.safetensors").is_file()
+    scalars = state.read_scalars(tmp_path / "out/net-state")
+    assert scalars["segments"][-1][0] == 2, "the epoch was cut for two processes"
+    assert len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) == 2

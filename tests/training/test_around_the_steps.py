@@ -344,6 +344,28 @@ def test_items_of_the_data_are_previews_without_any_prompt(cached, tmp_path, cap
     dataset.close()
 
 
+def test_held_out_pictures_say_how_they_were_made(measured, tmp_path):
+    """As previews do."""
+    out = tmp_path / "out"
+    assert measured.train(output_dir=out, max_train_steps=1, validation_generate=2) == 0
+    for number in range(2):
+        with Image.open(out / f"sample/net_val{number:02d}_00000001.png") as image:
+            said = json.loads(image.info["influx"])
+        assert (said["steps"], said["guidance"], said["training step"], said["mode"]) == (2, 3.5, 1, "edit")
+        assert said["size"] in ("64x64", "80x48") and said["seed"] >= 7 and said["item"].startswith("source/")
+
+
+def test_a_prompt_on_the_first_item_has_its_target_if_it_is_the_items_own(cached, tmp_path):
+    """Another prompt asks for something that the data has no answer to."""
+    settings = {"validation_prompt": "make it red;make it purple", "validation_width": 64, "sample_steps": 1}
+    (tmp_path / "source").symlink_to(cached.root / "source")
+    (tmp_path / "target").symlink_to(cached.root / "target")
+    project = Project(tmp_path, cached.base, settings=settings).cache()
+    assert project.train("out", max_train_steps=1) == 0
+    sample = tmp_path / "out/sample"
+    assert (sample / "net_00_target.png").is_file() and not (sample / "net_01_target.png").exists()
+
+
 def test_the_plan_says_which_previews_are_made(cached, capsys):
     """And when."""
     project = Project(cached.root, cached.base, held_out=0.3)
