@@ -17,7 +17,7 @@ from library.training import processes, start
 from library.training.processes import World
 from library.training.run_folder import RunFolder, fresh_folder
 from library.training.signals import StopRequests
-from library.training.start import Start
+from library.training.start import CONFIG_FILE, Start
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,13 @@ class Site:
     mixed: str
 
     @property
+    def again(self) -> str:
+        """How to go on with this run: --fresh would begin another one."""
+        if not self.run.command.fresh:
+            return "the same command again"
+        return f"influx_train.py --config_file {self.start.folder / CONFIG_FILE}"
+
+    @property
     def sharded(self) -> bool:
         """Whether the base is split over the processes."""
         return self.world.size > 1 and processes.sharding_wanted()
@@ -47,6 +54,7 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
     """Lock the folder, check the cache, and decide what to do."""
     folder = processes.from_main(_folder(run), world)
     assert isinstance(folder, Path)
+    run = _moved(run, folder)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
         seed = processes.from_main(start.settle_seed(run, output) if output is not None else None, world)
@@ -72,6 +80,16 @@ def _precision(run: Run, base: Base, device: torch.device) -> str:
     feasible.require(run.memory, base.shape, DTYPES[mixed], able)
     feasible.require_training(run.memory, DTYPES[mixed], able)
     return mixed
+
+
+def _moved(run: Run, folder: Path) -> Run:
+    """The run in the folder that --fresh found: its logs go there, and what is written down says so."""
+    before, logs = run.saving.output_dir, run.logging.logging_dir
+    if folder == before:
+        return run
+    if logs.is_relative_to(before):
+        run = run.with_values("logging", "--fresh", logging_dir=folder / logs.relative_to(before))
+    return run.with_values("saving", "--fresh", output_dir=folder)
 
 
 def _folder(run: Run) -> Path:

@@ -247,6 +247,29 @@ def test_going_back_is_a_timeline_of_its_own(project, tmp_path, caplog):
     assert "nothing is left to do" in caplog.text and not (out / "set-aside-2").exists()
 
 
+def test_a_fresh_run_is_told_how_to_go_on(project, tmp_path, capsys, caplog):
+    """Its logs lie in its own folder; the file that the messages name continues it, and inference takes its network."""
+    from library import training
+    from library.config import load
+    from library.start import run_command
+
+    board = {"report_to": "tensorboard"}
+    assert project.train(**board) == 0
+    logs = sorted(path.name for path in (tmp_path / "out/logs").rglob("*"))
+    assert stopped_after(project, 2, **board, fresh=True) == 130
+    assert "Run the same command" not in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out/logs").rglob("*")) == logs
+    assert list((tmp_path / "out-2/logs").rglob("events*"))
+    resolved = ["--config_file", str(tmp_path / "out-2/config.resolved.toml")]
+    assert run_command("train", training.run, resolved) == 0
+    assert "step 2, epoch" in caplog.text and not (tmp_path / "out-3").exists()
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "out-2/net.safetensors")
+    run = load([*resolved, "--image", str(project.root / "source/0.png")], "infer")
+    assert run.saving.output_dir == tmp_path / "out-2"
+    assert project.train(**board, fresh=True) == 0
+    assert f"influx_infer.py --config_file {tmp_path / 'out-3/config.resolved.toml'}" in caplog.text
+
+
 def stopped_after(project, step: int, **options) -> int:
     """A run that is asked to stop after a step."""
     from library.training.conduct import Conduct
