@@ -85,13 +85,24 @@ def _train(site: Site, choice: OptimizerChoice) -> int:
         finished = _steps(site, trainer, conduct)
     except BaseException as error:
         if conduct is not None:
-            conduct.close(f"stopped ({type(error).__name__})")
+            conduct.close(_ending(site, error))
         raise
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             _finish(site, conduct, finished)
     processes.wait_for_all(site.world)
     return 0
+
+
+def _ending(site: Site, error: BaseException) -> str:
+    """How a run that did not finish ended, for its report."""
+    if isinstance(error, Stopped):
+        return f"stopped by {site.stop.reason or 'a signal to another process'}"
+    if isinstance(error, NonFiniteError):
+        return "stopped: gradients were not finite"
+    if isinstance(error, OutOfMemory):
+        return "stopped: out of memory"
+    return "stopped by a second Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
 
 
 def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:

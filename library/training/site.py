@@ -68,6 +68,8 @@ def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
         begun = processes.from_main(begun, world)
         assert isinstance(begun, Start)
         stop = stack.enter_context(StopRequests(folder))
+        if output is not None:
+            stop.forget_file()
         yield Site(run, world, device, dataset, base, begun, output, stop, mixed)
 
 
