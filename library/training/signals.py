@@ -15,6 +15,10 @@ _PR_SET_PDEATHSIG = 1
 _NAMES = {"SIGINT": "Ctrl-C", "SIGHUP": "SIGHUP (its terminal was closed)"}
 
 
+class StopAsked(Exception):
+    """Raised out of what takes long between two steps, so that the run can save and end."""
+
+
 class StopRequests:
     """Installs the handlers for the length of a `with` block, and remembers the first request."""
 
@@ -53,6 +57,12 @@ class StopRequests:
         if path.exists():
             path.unlink(missing_ok=True)
             log.info("%s was there before the run began, and is removed", path)
+
+    def check(self, *_: object) -> None:
+        """Raises StopAsked if the run was asked to stop. Only the main process calls it."""
+        self.look_for_file()
+        if self.exit_code:
+            raise StopAsked
 
     def look_for_file(self) -> None:
         """Take a STOP file in the output folder as a Ctrl-C, and remove it so that the next run does not stop."""

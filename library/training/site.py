@@ -52,20 +52,19 @@ class Site:
 @contextlib.contextmanager
 def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
     """Lock the folder, check the cache, and decide what to do."""
-    folder = processes.from_main(_folder(run), world)
+    folder = processes.by_main(lambda: _folder(run), world)
     assert isinstance(folder, Path)
     run = _moved(run, folder)
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
-        seed = processes.from_main(start.settle_seed(run, output) if output is not None else None, world)
+        output = RunFolder(folder, run.saving.output_name) if world.is_main else None
+        seed = processes.by_main(lambda: _entered(stack, output, run), world)
         assert isinstance(seed, int)
         dataset = open_cache(run, seed)
         stack.callback(dataset.close)
         base = Base.open(run.model)
         mixed = _precision(run, base, device)
         run = start.with_seed(run, seed)
-        begun = start.decide(run, output, dataset, base) if output is not None else None
-        begun = processes.from_main(begun, world)
+        begun = processes.by_main(lambda: start.decide(run, output, dataset, base), world)
         assert isinstance(begun, Start)
         stop = stack.enter_context(StopRequests(folder))
         if output is not None:
@@ -82,6 +81,11 @@ def _precision(run: Run, base: Base, device: torch.device) -> str:
     feasible.require(run.memory, base.shape, DTYPES[mixed], able)
     feasible.require_training(run.memory, DTYPES[mixed], able)
     return mixed
+
+
+def _entered(stack: contextlib.ExitStack, output: RunFolder, run: Run) -> int:
+    """Lock the folder; the run's seed."""
+    return start.settle_seed(run, stack.enter_context(output))
 
 
 def _moved(run: Run, folder: Path) -> Run:
