@@ -144,6 +144,7 @@ def atomic_folder(path: Path | str) -> Iterator[Path]:
                 if file.is_file():
                     with open(file, "rb+") as handle:
                         os.fsync(handle.fileno())
+                    os.chmod(file, 0o666 & ~_umask())  # libraries write files that only their owner may read
             os.chmod(temporary, 0o777 & ~_umask())
             os.rename(temporary, path)
         finally:

@@ -27,7 +27,7 @@ from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.probe import zeros
 from library.models.vae import Vae
-from library.sampling.denoise import initial_noise, sample
+from library.sampling.denoise import Progress, initial_noise, sample
 from library.sampling.pixels import save_png, to_bytes
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,7 @@ class Previews:
         self.folder = folder / FOLDER
         self.table = folder / TABLE
         self.schedule = SigmaSchedule.from_config(base.scheduler_config)
+        self.progress: Progress | None = None
 
     def make(self, transformer: FluxTransformer, step: int) -> dict[str, Path]:
         """Paint every preview as of `step`, and the table; returns the new pictures by name."""
@@ -127,6 +128,7 @@ class Previews:
                 steps=steps,
                 guidance=guidance,
                 negative=negative,
+                progress=self.progress,
             )
         except NonFiniteError as error:
             log.warning("preview %d is left out: %s", number + 1, error)

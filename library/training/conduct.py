@@ -16,6 +16,7 @@ from library.training.metrics import read
 from library.training.pictures import Painter
 from library.training.report import Page
 from library.training.saving import Moment
+from library.training.signals import StopAsked
 from library.training.validation import gain, is_measured
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,12 @@ class Conduct:
 
     def _preview(self) -> None:
         step = self.trained.progress.step
-        with on_view(self.trained):
-            made = self.painter.preview(step)
+        try:
+            with on_view(self.trained):
+                made = self.painter.preview(step)
+        except StopAsked:
+            log.info("the previews of step %d are left out", step)
+            return
         self.logbook.pictures(step, made)
 
     def _measure_if_due(self, result: StepResult, last: bool) -> None:
@@ -100,8 +105,12 @@ class Conduct:
             return
         if not last and not due(progress.step, result, progress.epoch, table.validate_every_n_steps, every_epochs):
             return
-        with on_view(self.trained):
-            values = self.measure() | self.painter.score(progress.step)
+        try:
+            with on_view(self.trained):
+                values = self.measure() | self.painter.score(progress.step)
+        except StopAsked:
+            log.info("the measurement of step %d is left out", progress.step)
+            return
         self.logbook.numbers(progress.step, values)
         log.info("step %d: %s", progress.step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
         better = gain(table.best_metric, values, progress.best)

@@ -1,11 +1,13 @@
 """What a run shows and writes, put together from its tables: keeper, painter, logbook, measurements."""
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 
 from library.config import resolved
+from library.data.batches import Batch
 from library.models.flux import FluxTransformer
 from library.networks.metadata import now
 from library.networks.size import file_rank
@@ -57,6 +59,7 @@ def equip(site: Site, trainer: Trainer, transformer: FluxTransformer) -> Conduct
             run.validation.validation_generate,
             idle=site.sharded,
             pooled=trainer.predict.pooled if run.network.train_text_encoder else None,
+            check=site.stop.check,
         ),
         held_out,
     )
@@ -101,8 +104,14 @@ def preview_settings(site: Site) -> PreviewSettings:
     )
 
 
+def _until_stopped(site: Site, batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        site.stop.check()
+        yield batch
+
+
 def _measure(site: Site, trainer: Trainer) -> dict[str, float]:
     table = site.run.validation
-    batches = site.dataset.held_out_batches(table.max_validation_steps)
+    batches = _until_stopped(site, site.dataset.held_out_batches(table.max_validation_steps))
     guidance = site.run.training.guidance_scale
     return measure(trainer.predict, batches, table.validation_timesteps, site.start.seed, guidance, site.device)

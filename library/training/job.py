@@ -29,6 +29,7 @@ from library.training.prediction import Predictor
 from library.training.probing import Probe
 from library.training.publish import publish, publish_left
 from library.training.site import Site, opened
+from library.training.start import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +91,24 @@ def _train(site: Site, choice: OptimizerChoice, destination: Destination | None)
         finished = _steps(site, trainer, conduct)
     except BaseException as error:
         if conduct is not None:
-            conduct.close(f"stopped ({type(error).__name__})")
+            conduct.close(_ending(site, error))
         raise
     if conduct is not None:
         with _explained(site, trainer, conduct, BETWEEN_STEPS):
             _finish(site, conduct, finished, destination)
     processes.wait_for_all(site.world)
     return 0
+
+
+def _ending(site: Site, error: BaseException) -> str:
+    """How a run that did not finish ended, for its report."""
+    if isinstance(error, Stopped):
+        return f"stopped by {site.stop.reason or 'a signal to another process'}"
+    if isinstance(error, NonFiniteError):
+        return "stopped: gradients were not finite"
+    if isinstance(error, OutOfMemory):
+        return "stopped: out of memory"
+    return "stopped by a second Ctrl-C" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}"
 
 
 def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
@@ -109,7 +121,7 @@ def _steps(site: Site, trainer: Trainer, conduct: Conduct | None) -> bool:
         return False  # it was killed between its last state and its end
     steps, begun = trainer.steps(), False
     while True:
-        with _explained(site, trainer, conduct), _kept(conduct):
+        with _explained(site, trainer, conduct), _kept(site, conduct):
             result = next(steps, None)
         if result is None:
             return True
@@ -164,13 +176,13 @@ def _stopped(site: Site, conduct: Conduct | None, code: int) -> Stopped:
     step = conduct.trained.progress.step
     return Stopped(
         f"stopped by {reason} after step {step} of {conduct.num_steps}. Network and state are saved ({saved}). "
-        "Run the same command again to continue",
+        f"Run {site.again} to continue",
         code,
     )
 
 
 @contextlib.contextmanager
-def _kept(conduct: Conduct | None) -> Iterator[None]:
+def _kept(site: Site, conduct: Conduct | None) -> Iterator[None]:
     """Too many steps that are not finite: the weights of before are saved, and the message says where to go on."""
     try:
         yield
@@ -191,7 +203,7 @@ def _kept(conduct: Conduct | None) -> Iterator[None]:
             else ""
         )
         raise NonFiniteError(
-            f"{error}. Network and state of step {progress.step} are saved ({kept}): the same command goes on from "
+            f"{error}. Network and state of step {progress.step} are saved ({kept}): {site.again} goes on from "
             f"there{back}"
         ) from error
 
@@ -216,7 +228,7 @@ def _out_of_memory(
         torch.cuda.empty_cache()
     kept = ""
     if conduct is not None and not trainer.stepping and trainer.trained.progress.step > 0:
-        kept = f" The state is saved ({conduct.keeper.interrupted()}): the same command goes on from it."
+        kept = f" The state is saved ({conduct.keeper.interrupted()}): {site.again} goes on from it."
     moment = moment or Moment(f"a batch of {trainer.bucket[0]} x {trainer.bucket[1]} pixels")
     record = site.output.record() if site.output is not None else None
     begun = trainer.trained.progress.step > 0 or (record is not None and record.begun)
@@ -236,8 +248,9 @@ def _finish(site: Site, conduct: Conduct, finished: bool, destination: Destinati
             record, finished_steps=progress.step, finished_epochs=progress.epoch, begun=True, stopped_early=patience
         )
     )
-    log.info(
-        "finished after %d steps: %s", progress.step, site.start.folder / f"{site.run.saving.output_name}.safetensors"
-    )
+    network = site.start.folder / f"{site.run.saving.output_name}.safetensors"
+    log.info("finished after %d steps: %s", progress.step, network)
+    if site.run.command.fresh:
+        log.info("influx_infer.py --config_file %s uses it", site.start.folder / CONFIG_FILE)
     if destination is not None:
         publish(destination, conduct, conduct.keeper.describe())

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections import deque
 from pathlib import Path
 
@@ -43,7 +44,9 @@ class Metrics:
 
 
 def _line(values: dict[str, object]) -> str:
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    """One line of JSON, which knows no NaN and no infinity: what has no number is left out."""
+    told = {name: value for name, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
+    return json.dumps(told, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read(path: Path) -> list[dict]:

@@ -25,7 +25,7 @@ from library.models.base import Base
 from library.models.flux import FluxTransformer
 from library.models.text import TextEmbeddings
 from library.previews import FOLDER, Previews, PreviewSettings
-from library.sampling.denoise import initial_noise, sample
+from library.sampling.denoise import Progress, initial_noise, sample
 from library.sampling.pixels import save_png, to_bytes
 from library.training.report import Column, Row
 from library.training.scores import SCORES
@@ -83,11 +83,16 @@ class Painter:
         num_held_out: int,
         idle: bool = False,
         pooled: Callable[[Tensor], Tensor] | None = None,
+        check: Progress | None = None,
     ):
-        """idle: make nothing. pooled: CLIP's pooled vectors of token ids, where CLIP is trained as well."""
+        """idle: make nothing. pooled: CLIP's pooled vectors of token ids, where CLIP is trained as well.
+
+        check: called after each step of denoising; what it raises ends the painting.
+        """
         self.dataset, self.base, self.settings, self.transformer = dataset, base, settings, transformer
         self.folder = folder / FOLDER
         self.previews = Previews(() if idle else dataset.previews, base, settings, folder)
+        self.previews.progress = self.check = check
         self.num_held_out = 0 if idle else num_held_out
         self.items: dict[str, HeldOutItem] = {}
         subsets = all_subsets(dataset.datasets)
@@ -146,6 +151,7 @@ class Painter:
             return sample(
                 self.transformer, batch.condition, text, initial_noise(seeds, batch.condition),
                 schedule=self.previews.schedule, steps=settings.steps, guidance=settings.guidance,
+                progress=self.check,
             ).cpu()  # fmt: skip
         except NonFiniteError as error:
             log.warning("held-out items are not scored: %s", error)

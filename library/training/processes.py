@@ -6,14 +6,14 @@ all the communication a run needs: no wrapper around the model, and the same cod
 
 import datetime
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from library.errors import ConfigError
+from library.errors import ConfigError, DiskError, Stopped, UserError
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,23 @@ def from_main(value: object, world: World) -> object:
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def by_main(make: Callable[[], object], world: World) -> object:
+    """What the main process makes, in every process; if it refuses, all end, and only it says why."""
+    value, refused = None, None
+    if world.is_main:
+        try:
+            value = make()
+        except (UserError, OSError) as error:
+            refused = error
+    code = None if refused is None else getattr(refused, "exit_code", DiskError.exit_code)
+    value, code = from_main((value, code), world)
+    if refused is not None:
+        raise refused
+    if code is not None:
+        raise Stopped("the main process could not begin; its message says why", code)
+    return value
 
 
 def wait_for_all(world: World) -> None:

@@ -18,7 +18,7 @@ from library.training.processes import World
 from library.training.run_folder import LOCK, RunFolder, fresh_folder
 from library.training.sameness import with_seed
 from library.training.signals import StopRequests
-from library.training.start import Start
+from library.training.start import CONFIG_FILE, Start
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,13 @@ class Site:
     mixed: str
 
     @property
+    def again(self) -> str:
+        """How to go on with this run: --fresh would begin another one."""
+        if not self.run.command.fresh:
+            return "the same command again"
+        return f"influx_train.py --config_file {self.start.folder / CONFIG_FILE}"
+
+    @property
     def sharded(self) -> bool:
         """Whether the base is split over the processes."""
         return self.world.size > 1 and processes.sharding_wanted()
@@ -46,23 +53,25 @@ class Site:
 @contextlib.contextmanager
 def opened(run: Run, world: World, device: torch.device) -> Iterator[Site]:
     """Lock the folder, check the cache, and decide what to do."""
-    folder = processes.from_main(_folder(run), world)
+    folder = processes.by_main(lambda: _folder(run), world)
     assert isinstance(folder, Path)
+    run = _moved(run, folder)
     with contextlib.ExitStack() as stack:
         if world.is_main and not folder.exists():
             stack.callback(_remove_unused, folder)
-        output = stack.enter_context(RunFolder(folder, run.saving.output_name)) if world.is_main else None
-        seed = processes.from_main(start.settle_seed(run, output) if output is not None else None, world)
+        output = RunFolder(folder, run.saving.output_name) if world.is_main else None
+        seed = processes.by_main(lambda: _entered(stack, output, run), world)
         assert isinstance(seed, int)
         dataset = open_cache(run, seed)
         stack.callback(dataset.close)
         base = Base.open(run.model)
         mixed = _precision(run, base, device)
         run = with_seed(run, seed)
-        begun = start.decide(run, output, dataset, base) if output is not None else None
-        begun = processes.from_main(begun, world)
+        begun = processes.by_main(lambda: start.decide(run, output, dataset, base), world)
         assert isinstance(begun, Start)
         stop = stack.enter_context(StopRequests(folder))
+        if output is not None:
+            stop.forget_file()
         yield Site(run, world, device, dataset, base, begun, output, stop, mixed)
 
 
@@ -83,6 +92,21 @@ def _remove_unused(folder: Path) -> None:
         (folder / LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another process has begun to work in it
             folder.rmdir()
+
+
+def _entered(stack: contextlib.ExitStack, output: RunFolder, run: Run) -> int:
+    """Lock the folder; the run's seed."""
+    return start.settle_seed(run, stack.enter_context(output))
+
+
+def _moved(run: Run, folder: Path) -> Run:
+    """The run in the folder that --fresh found: its logs go there, and what is written down says so."""
+    before, logs = run.saving.output_dir, run.logging.logging_dir
+    if folder == before:
+        return run
+    if logs.is_relative_to(before):
+        run = run.with_values("logging", "--fresh", logging_dir=folder / logs.relative_to(before))
+    return run.with_values("saving", "--fresh", output_dir=folder)
 
 
 def _folder(run: Run) -> Path:

@@ -1,7 +1,9 @@
 """Previews, measurements, best and early stop, saving rules, the report and the plan, on real runs."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +105,34 @@ def test_the_best_network_is_kept_and_patience_ends_the_run(measured, tmp_path, 
     best, second = load_file(out / "net-best.safetensors"), load_file(out / "net-step00000002.safetensors")
     assert all(torch.equal(best[name], second[name]) for name in best)
     assert (out / "net.safetensors").exists()
+
+
+@pytest.mark.parametrize("keys", [{"sample_every_n_steps": 1}, {"validate_every_n_steps": 1, "validation_generate": 2}])
+def test_a_run_asked_to_stop_while_it_paints_stops_painting(measured, tmp_path, monkeypatch, keys):
+    """The step's state is saved, and the picture is left where it stands."""
+    from library import previews
+    from library.training import pictures
+
+    steps = []
+
+    def interrupted(original):
+        def painting(*arguments, progress, **options):
+            def counted(step):
+                steps.append(step)
+                if len(steps) == 2:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                progress(step)
+
+            return original(*arguments, progress=counted, **options)
+
+        return painting
+
+    for module in (previews, pictures):
+        monkeypatch.setattr(module, "sample", interrupted(module.sample))
+    keys = {"sample_steps": 9, "max_train_steps": 4, "validate_every_n_steps": 100, **keys}
+    assert measured.train(output_dir=tmp_path / "out", **keys) == 143
+    assert steps == [1, 2]
+    assert [path.name for path in (tmp_path / "out").glob("*-state")] == ["net-step00000001-state"]
 
 
 @pytest.mark.parametrize("killed", [False, True])

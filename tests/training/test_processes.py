@@ -121,6 +121,14 @@ def test_continuing_on_another_number_of_processes(cached, tmp_path, first, then
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_a_refusal_of_the_main_process_ends_all_in_good_order(project, tmp_path):
+    """Only the main one looks at the folder: the other ends with the same code, and without a traceback."""
+    assert project.train(output_dir=tmp_path / "out", max_train_steps=1) == 0
+    assert train_on(2, project, tmp_path / "out", max_train_steps=1, network_dim=8) == [2, 2]
+    (tmp_path / "blocked").write_text("")
+    assert train_on(2, project, tmp_path / "blocked/out", max_train_steps=1) == [5, 5]
+
+
 def test_torchrun_starts_the_real_command(cached, tmp_path):
     """Two processes under torchrun: a world of two, both at work."""
     words = cached.words("x", output_dir=tmp_path / "out", **OPTIONS)

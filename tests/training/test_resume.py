@@ -4,14 +4,16 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from library.data.cached import open_cache
 from library.tensorfile import data_hash
 from library.training import state
-from tests.training.project import Project
+from tests.training.project import Project, make_pairs
 
 STEPS = 7  # of batches: 7 items in two buckets make 4 batches of two an epoch
 CASES = {
@@ -59,7 +61,48 @@ def dropping(cached, tmp_path) -> Project:
 @pytest.mark.parametrize("case", CASES)
 def test_resuming_is_bit_identical(dropping, tmp_path, case):
     """The network's tensors, its average, and the whole final state."""
-    options, k = CASES[case]
+    resumes_bit_for_bit(dropping, tmp_path, *CASES[case])
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory, base) -> Project:
+    """A project whose items have variants: mirrored, cropped in several ways, captions shuffled."""
+    root = tmp_path_factory.mktemp("varied")
+    make_pairs(root)
+    for path in (root / "source").glob("*.txt"):
+        path.write_text(path.read_text() + ", in oil, at night, by the sea")
+    subset = "flip_aug = true\nrandom_crop = true\ncrop_variants = 3\nshuffle_caption = true\ncaption_variants = 3"
+    return Project(root, base, subset=subset, settings={"bucket_reso_steps": 32}).cache()
+
+
+VARIANT_CASES = {
+    "variants": ({}, 3),
+    "variants-accumulation-workers": ({"gradient_accumulation_steps": 2, "dataloader_num_workers": 3}, 2),
+    "variants-edge-of-an-epoch": ({"use_ema": True}, 4),
+}
+
+
+@pytest.mark.parametrize("case", VARIANT_CASES)
+def test_resuming_draws_the_same_flips_crops_and_captions(varied, tmp_path, case):
+    """The variants of an item that a step sees are drawn as if nothing had happened in between."""
+    resumes_bit_for_bit(varied, tmp_path, *VARIANT_CASES[case])
+    drawn = open_cache(varied.run(dataset_cache_dir=varied.root / "cache"))
+    try:
+        seen = {}
+        for position in range(40):
+            batch = drawn.batch(position)
+            for key, caption, mean in zip(batch.item_keys, batch.captions, batch.mean):
+                pictures, captions = seen.setdefault(key, (set(), set()))
+                pictures.add(mean.sum().item())
+                captions.add(caption)
+        assert max(len(pictures) for pictures, _ in seen.values()) > 2, "flips and crops were drawn"
+        assert max(len(captions) for _, captions in seen.values()) > 1, "captions were drawn"
+    finally:
+        drawn.close()
+
+
+def resumes_bit_for_bit(dropping: Project, tmp_path: Path, options: dict, k: int) -> None:
+    """A run that is killed right after it saved step k, and goes on, ends as one that was not."""
     options = {"save_state_on_train_end": True, "save_every_n_steps": k, **options}
     assert dropping.train(output_dir=tmp_path / "whole", max_train_steps=STEPS, **options) == 0
     half = tmp_path / "half"
@@ -245,6 +288,29 @@ def test_going_back_is_a_timeline_of_its_own(project, tmp_path, caplog):
     assert data_hash(out / "net.safetensors") == data_hash(tmp_path / "other/net.safetensors")
     assert project.train(max_train_steps=8, **back) == 0
     assert "nothing is left to do" in caplog.text and not (out / "set-aside-2").exists()
+
+
+def test_a_fresh_run_is_told_how_to_go_on(project, tmp_path, capsys, caplog):
+    """Its logs lie in its own folder; the file that the messages name continues it, and inference takes its network."""
+    from library import training
+    from library.config import load
+    from library.start import run_command
+
+    board = {"report_to": "tensorboard"}
+    assert project.train(**board) == 0
+    logs = sorted(path.name for path in (tmp_path / "out/logs").rglob("*"))
+    assert stopped_after(project, 2, **board, fresh=True) == 130
+    assert "Run the same command" not in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out/logs").rglob("*")) == logs
+    assert list((tmp_path / "out-2/logs").rglob("events*"))
+    resolved = ["--config_file", str(tmp_path / "out-2/config.resolved.toml")]
+    assert run_command("train", training.run, resolved) == 0
+    assert "step 2, epoch" in caplog.text and not (tmp_path / "out-3").exists()
+    assert data_hash(tmp_path / "out/net.safetensors") == data_hash(tmp_path / "out-2/net.safetensors")
+    run = load([*resolved, "--image", str(project.root / "source/0.png")], "infer")
+    assert run.saving.output_dir == tmp_path / "out-2"
+    assert project.train(**board, fresh=True) == 0
+    assert f"influx_infer.py --config_file {tmp_path / 'out-3/config.resolved.toml'}" in caplog.text
 
 
 def stopped_after(project, step: int, **options) -> int:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from library import caching
 from library.start import run_command
-from tests.training.project import Project
+from tests.training.project import Project, make_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,3 +206,32 @@ def test_a_loss_that_counts_nowhere_is_refused_or_said(project, tmp_path, capsys
     assert project.train(masked_loss="changed", max_train_steps=6) == 0
     names = [message for message in caplog.messages if "teaches nothing" in message]
     assert len(names) == len(set(names)) == 7
+
+
+def test_accumulation_equals_the_large_batch(base, tmp_path, monkeypatch):
+    """One batch of seven, or seven in parts of three, three and one: the same weights after every step.
+
+    The last window of an epoch is short where the parts do not fill it: it is averaged over what it holds.
+    """
+    from library.training.objective import Objective, Place
+
+    original = Objective.losses  # every item draws what it draws in the first micro-step, wherever it stands
+    monkeypatch.setattr(Objective, "losses", lambda s, predict, batch, _, device: original(
+        s, predict, batch, Place(0), device))  # fmt: skip
+    make_pairs(tmp_path)
+    settings = {"enable_bucket": False, "optimizer_type": "SGD", "learning_rate": 5.0, "max_grad_norm": 0.0}
+    project = Project(tmp_path, base, settings={**settings, "max_train_steps": 3, "lr_warmup_steps": 0}).cache()
+
+    def trained(name: str, batch: int, accumulation: int) -> dict[str, torch.Tensor]:
+        keys = {"train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        assert project.train(name, **keys) == 0
+        return load_file(tmp_path / name / "net.safetensors")
+
+    whole = trained("whole", 7, 1)
+    moved = max(tensor.abs().max().item() for name, tensor in whole.items() if "up" in name)
+    assert moved > 1e-3
+    for name, batch, accumulation in (("parts", 3, 3), ("singles", 1, 7), ("short", 2, 100)):
+        for key, tensor in trained(name, batch, accumulation).items():
+            torch.testing.assert_close(tensor, whole[key], rtol=1e-3, atol=1e-5 * moved)
+    other = trained("other", 3, 1)
+    assert any((other[key] - whole[key]).abs().max() > 0.01 * moved for key in whole), "parts of it are not the whole"

@@ -83,6 +83,18 @@ def test_damage_is_found_and_the_previous_state_used(tmp_path, victim, damage):
         state.load(damaged)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_permissions_that_the_umask_asks_for(tmp_path, mask):
+    """Others may read a state where they may read the network."""
+    before = os.umask(mask)
+    try:
+        state.save(tmp_path / "run-state", example(1))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "run-state").iterdir()}
+    assert len(modes) >= 3 and set(modes.values()) == {0o666 & ~mask}
+
+
 def test_a_kill_inside_saving_leaves_the_old_or_the_new_state(tmp_path):
     """The process dies at every call that touches the disk in turn; a whole state is always found."""
     calls = ("fsync", "rename", "chmod", "replace", "mkdir")

@@ -12,6 +12,7 @@ import torch
 from library.tensorfile import data_hash
 from library.training import loop, objective, signals
 from library.training.loss_scale import GROWTH_INTERVAL, LossScale
+from library.training.metrics import Metrics
 from library.training.run_folder import OWNER
 from tests.training import forked
 
@@ -22,10 +23,12 @@ LONG = {"max_train_steps": 4000, "network_dim": 16}
 def test_signals_save_and_the_run_continues(project, tmp_path, number, code):
     """Step finished, state and network saved, the exit code of the signal; the rest is as if nothing had happened."""
     out = tmp_path / "out"
-    child = forked.start(lambda: project.train(**LONG))
+    child = forked.start(lambda: project.train(**LONG, report_html=True))
     forked.until(lambda: forked.steps_done(out) >= 3, child)
     os.kill(child, number)
     assert forked.wait(child) == code
+    name = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP"}[number]
+    assert f'"stopped by {name}' in (out / "report.html").read_text(encoding="utf-8")
     saved = sorted(path.name for path in out.glob("net-step*") if "_workflow" not in path.name)
     step = forked.steps_done(out)
     assert saved == [f"net-step{step:08d}-state", f"net-step{step:08d}.safetensors"]
@@ -56,6 +59,17 @@ def test_a_stop_file_stops_and_is_removed(project, tmp_path):
     assert forked.wait(child) == 130
     assert not (out / signals.STOP_FILE).exists()
     assert len(list(out.glob("net-step*-state"))) == 1
+    (out / signals.STOP_FILE).touch()  # left over: it was meant for a run that is no more
+    assert forked.finish(project, out, **{**LONG, "max_train_steps": forked.steps_done(out) + 3}) == 0
+    assert not (out / signals.STOP_FILE).exists()
+
+
+def test_metrics_are_json_whatever_was_measured(tmp_path):
+    """Python writes NaN and Infinity, which no other reader of JSON takes."""
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(1, {"loss": 1.5, "gradient_norm": float("nan"), "validation_psnr": float("inf")})
+    metrics.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 1.5}
 
 
 def test_a_second_trainer_is_refused_and_the_lock_dies_with_its_owner(project, tmp_path, capsys):
