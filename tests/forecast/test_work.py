@@ -1,5 +1,6 @@
 """What a configuration asks for at its worst: batches of several data sets, previews, held-out items, encoding."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from library.models import cost
 from library.models.cost import CARDS, REFERENCE_CARD
 from library.models.shape import FluxShape
 
+NANO = Path(__file__).resolve().parents[2] / "nano"
 FULL = FluxShape()
 EDIT = SubsetTable(image_dir="a", target_dir="b", mode="edit")
 SPATIAL = EDIT.model_copy(update={"mode": "spatial"})
@@ -60,8 +62,11 @@ def test_a_step_is_told_with_all_that_it_holds() -> None:
     in_ram = run.with_values("training", "test", ema_cpu=True)
     assert not forecast.work_of(in_ram, FULL).ema_on_device
     alone = forecast.work_of(configured(), FULL)
-    both = forecast.work_of(configured().with_values("network", "test", train_text_encoder=True), FULL)
-    assert both.clip == 123_060_480 and both.trained - alone.trained == 12 * 4 * 2 * 768 * 16
+    with_base = configured().with_values("model", "test", pretrained_model_name_or_path=str(NANO))
+    both = forecast.work_of(with_base.with_values("network", "test", train_text_encoder=True), FULL)
+    clip = json.loads((NANO / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    values = clip["num_hidden_layers"] * 4 * 2 * clip["hidden_size"]  # q, k, v and out
+    assert both.clip == 123_060_480 and both.trained - alone.trained == 16 * values
 
 
 def shown(subset: SubsetTable = EDIT, **sampling) -> tuple[int, int] | None:

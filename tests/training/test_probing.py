@@ -124,7 +124,7 @@ def test_running_out_between_steps_is_explained_too(project, monkeypatch, capsys
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
-    monkeypatch.setattr("library.previews.Previews._decode", full)
+    monkeypatch.setattr("library.previews.Previews.make", full)
     assert project.train("between", sample_every_n_steps=2) == 4
     error = capsys.readouterr().err
     assert "what is made between two steps" in error and "smaller picture" in error and "The state is saved" in error
