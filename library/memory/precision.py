@@ -73,6 +73,21 @@ class RowScaled(Storage):
         """Stored values in bf16 or fp32, which hold them exactly; a new tensor."""
         return values.to(dtype)
 
+    def in_low_precision(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b with activations quantised as well; a thousand rows at a time, as everything here is in fp32."""
+        rows = x.reshape(-1, x.shape[-1])
+        output = x.new_empty(len(rows), self.shape[0])
+        pieces = -(-len(rows) // ROWS_AT_ONCE)
+        for part, result in zip(rows.tensor_split(pieces), output.tensor_split(pieces)):
+            scale = part.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / self.largest
+            result.copy_(self.product(self.rounded(part.float() / scale), scale))
+        output = output.view(*x.shape[:-1], -1)
+        return output if bias is None else output.add_(bias)
+
+    def product(self, quantised: Tensor, scale: Tensor) -> Tensor:
+        """Quantised rows (N, in) and their scales (N, 1) times the weight, by the card's low-precision units."""
+        raise NotImplementedError
+
     def few(self, x: Tensor) -> Tensor:
         # The scale belongs to an output: it need not meet the weight.
         return super().few(x).mul_(self.bound["scale"].to(x.dtype).t())
@@ -106,13 +121,14 @@ class Int8(RowScaled):
         return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.bound["values"], self.bound["scale"].flatten())
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        if not self.arithmetic or rows.shape[0] < INT8_MINIMUM_ROWS or any(side % 8 for side in self.shape):
+        num_rows = x.numel() // x.shape[-1]
+        if not self.arithmetic or num_rows < INT8_MINIMUM_ROWS or any(side % 8 for side in self.shape):
             return super().linear(x, bias)
-        scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / self.largest
-        quantised = self.rounded(rows.float() / scale)
-        product = torch._int_mm(quantised, self.bound["values"].t())
-        return _rescaled(product.float(), scale, self.bound["scale"], bias, x)
+        return self.in_low_precision(x, bias)
+
+    def product(self, quantised: Tensor, scale: Tensor) -> Tensor:
+        whole = torch._int_mm(quantised, self.bound["values"].t())
+        return whole.float().mul_(scale).mul_(self.bound["scale"].float().t())
 
 
 class Fp8(RowScaled):
@@ -137,21 +153,13 @@ class Fp8(RowScaled):
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not self.arithmetic or self.takes_few(x) or any(side % 16 for side in self.shape):
             return super().linear(x, bias)
-        rows = x.reshape(-1, x.shape[-1])
-        scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_min(1e-12) / FP8_MAX
-        quantised = self.rounded(rows.float() / scale)
-        product = torch._scaled_mm(
+        return self.in_low_precision(x, bias)
+
+    def product(self, quantised: Tensor, scale: Tensor) -> Tensor:
+        return torch._scaled_mm(
             quantised, self.bound["values"].t(), scale_a=scale, scale_b=self.bound["scale"].float().t().contiguous(),
             out_dtype=torch.bfloat16,
         )  # fmt: skip
-        product = product.to(x.dtype).view(*x.shape[:-1], -1)
-        return product if bias is None else product + bias
-
-
-def _rescaled(product: Tensor, rows: Tensor, columns: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    """Undo the scales of activations (rows) and weights (columns) on an fp32 product."""
-    output = (product * rows * columns.float().t()).to(x.dtype).view(*x.shape[:-1], -1)
-    return output if bias is None else output + bias
 
 
 class Nf4(Storage):

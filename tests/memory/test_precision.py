@@ -126,6 +126,17 @@ def test_arithmetic_on_quantised_activations_is_close(precision, error) -> None:
     assert relative(exact.linear(x, bias), truth) < relative(fast.linear(x, bias), truth) < error
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_arithmetic_in_pieces_is_that_of_the_whole(precision, monkeypatch) -> None:
+    """Each row has its own scale: how many go at once changes nothing but the memory it takes."""
+    from library.memory import precision as module
+
+    fast, x = stored(precision, weight(), arithmetic=True), torch.randn(2, 50, IN)
+    whole = fast.linear(x, torch.ones(OUT))
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 34)
+    assert torch.equal(fast.linear(x, torch.ones(OUT)), whole)
+
+
 def test_int8_arithmetic_leaves_small_batches_to_the_plain_path() -> None:
     fast, plain = stored("int8", weight(), arithmetic=True), stored("int8", weight())
     x = torch.randn(4, IN)
