@@ -48,10 +48,10 @@ def work(pixels: int = 512, **other) -> Work:
     return Work(**{**given, "width": pixels, "height": pixels, **other})
 
 
-def fake_step(setting: Setting, step: Work) -> float:
+def fake_step(setting: Setting, step: Work, arithmetic: bool = False) -> float:
     """Peak bytes of activations in one fake step of a shallow full-width model."""
     with fake_tensors():
-        residence = Residence(setting.precision, blocks_to_swap=setting.blocks_to_swap)
+        residence = Residence(setting.precision, arithmetic, blocks_to_swap=setting.blocks_to_swap)
         model = load_transformer(ShapesOnly(SHALLOW, setting.precision), dtype=torch.bfloat16, residence=residence)
         model.runner.checkpointing = setting.checkpointing
         if setting.offload:
@@ -85,6 +85,14 @@ def test_activations_are_those_of_a_fake_step(setting, step) -> None:
     base = cost.weights(SHALLOW, setting)
     forecast = cost.activations(SHALLOW, setting, step) + cost.dequantised(setting, base)
     assert 0.95 < forecast / fake_step(setting, step) < 1.15
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("pixels", [512, 1024])
+def test_quantised_activations_need_no_more(precision, pixels) -> None:
+    setting, step = Setting(precision), work(pixels)
+    forecast = cost.activations(SHALLOW, setting, step) + cost.dequantised(setting, cost.weights(SHALLOW, setting))
+    assert fake_step(setting, step, arithmetic=True) <= forecast
 
 
 @pytest.mark.parametrize("pixels", [512, 1024])
