@@ -27,8 +27,8 @@ def test_a_run_writes_what_it_promises(project, tmp_path):
     assert project.train(report_html=True, report_to="tensorboard") == 0
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir() if "_workflow" not in path.name}
-    assert names == {"net.safetensors", "metrics.jsonl", "config.resolved.toml", "run.json", "report.html", "logs",
-                     ".influx.lock"}  # fmt: skip
+    assert names == {"net.safetensors", "net-state", "metrics.jsonl", "config.resolved.toml", "run.json", "report.html",
+                     "logs", ".influx.lock"}  # fmt: skip
     assert (out / "net.safetensors").stat().st_mode & 0o777 == 0o644
     lines = metrics(project)
     assert [line["step"] for line in lines] == [1, 2, 3]
