@@ -84,7 +84,7 @@ def test_resume_from_checkpoint(run: Run, tmp_path: Path) -> None:
     assert [line["step"] for line in resumed.metrics] == [2, 3]
     assert resumed.network == whole.network
     missing = run("--resume_from_checkpoint=latest")
-    assert missing.trained == 0 and "holds no state yet" in missing.messages
+    assert missing.trained == 0 and missing.metrics[0]["step"] == 1, "the flag may always be on"
 
 
 def test_upcast_before_saving(run: Run) -> None:
