@@ -115,7 +115,9 @@ def save_lines(run: Run, num_steps: int, steps_per_epoch: int) -> list[str]:
     for step in range(1, num_steps + 1):
         moment = Moment(step, step // steps_per_epoch, step % steps_per_epoch == 0, step == num_steps)
         planned += [plan.stem for plan in saving.due(table, name, moment) if plan.stem]
-    with_state = " with a state beside each" if table.save_state else " without states: a killed run starts again"
+    with_state = (
+        " with a state beside each" if table.save_state else " without states: a run that is killed cannot be continued"
+    )
     at_end = [f"{name}.safetensors", *[f"{name}-ema.safetensors"][: run.training.use_ema]]
     last = saving.due(table, name, Moment(num_steps, 0, False, True))
     at_end += ["a state"] if any(plan.state for plan in last) else []

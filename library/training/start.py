@@ -54,6 +54,8 @@ def decide(run: Run, output: RunFolder, dataset: CachedDataset, base: Base) -> S
         return Start(output.path, 0, identity, None, done)
     if found is None and record is not None:
         _begin_again(output, record)
+    elif found is None and run.saving.resume == "latest":
+        log.info("resume = latest, but %s holds no state yet: a run begins", output.path)
     seed = run.training.seed
     assert seed is not None, "settled before the cache was opened"
     _warn_of_other_bits(

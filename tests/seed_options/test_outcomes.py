@@ -68,7 +68,7 @@ def test_checkpointing_steps(run: Run) -> None:
 def test_checkpoints_total_limit(run: Run) -> None:
     common = "--checkpointing_steps=1 --max_train_steps=4"
     states = [
-        {name for name in run(words, common).files if re.fullmatch(r"[^/]*-step\d+-state", name)}
+        {name for name in run(words, common).files if re.fullmatch(r"[^/]*-state", name)}
         for words in ("--checkpoints_total_limit=1", "--checkpoints_total_limit=2", "")
     ]
     assert [len(names) for names in states[:2]] == [1, 2]
@@ -84,7 +84,7 @@ def test_resume_from_checkpoint(run: Run, tmp_path: Path) -> None:
     assert [line["step"] for line in resumed.metrics] == [2, 3]
     assert resumed.network == whole.network
     missing = run("--resume_from_checkpoint=latest")
-    assert missing.trained == 2 and "latest" in missing.messages
+    assert missing.trained == 0 and missing.metrics[0]["step"] == 1, "the flag may always be on"
 
 
 def test_upcast_before_saving(run: Run) -> None:

@@ -242,7 +242,7 @@ def test_previews_may_change_when_continuing(cached, tmp_path):
     assert project.train(max_train_steps=3, **changed) == 0
 
 
-def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
+def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys, caplog):
     """By path, by name in the folder, `latest`; what is not there or damaged is a plain error."""
     options = {"max_train_steps": 4, "save_every_n_steps": 1}
     assert project.train(**options) == 0
@@ -252,6 +252,7 @@ def test_resume_names_a_state_or_the_latest(project, tmp_path, capsys):
         a, b = load_file(out / "net.safetensors"), load_file(tmp_path / f"by{number}/net.safetensors")
         assert all(torch.equal(a[n], b[n]) for n in a)
     assert project.train(**options, output_dir=tmp_path / "none", resume="latest") == 0, "a flag that is always on"
+    assert "holds no state yet" in caplog.text
     assert project.train(**options, output_dir=tmp_path / "none2", resume=out / "nowhere") == 2
     assert "no such folder" in capsys.readouterr().err
     (out / "net-step00000002-state/network.safetensors").write_bytes(b"damaged")
