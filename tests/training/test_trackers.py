@@ -1,5 +1,6 @@
 """Every tracker gets the numbers and pictures; a missing one is an error before training."""
 
+import importlib.util
 import sys
 import types
 
@@ -55,9 +56,11 @@ class Recorder(types.ModuleType):
 
 
 def installed(monkeypatch, *names: str) -> None:
-    """Pretend that these packages, and no others, can be imported."""
-    found = {trackers.PACKAGES[name] for name in names}
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object() if name in found else None)
+    """Pretend that these trackers' packages, and those of no others, can be imported."""
+    found, find = {trackers.PACKAGES[name] for name in names}, importlib.util.find_spec
+    trackers_own = set(trackers.PACKAGES.values())
+    pretend = lambda name, *rest: (object() if name in found else None) if name in trackers_own else find(name, *rest)
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", pretend)
 
 
 @pytest.mark.parametrize("name", ["wandb", "comet_ml", "trackio"])
