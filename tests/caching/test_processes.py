@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from library import caching
 from library.data.cached import open_cache
 from library.data.store import entry_facts
@@ -16,6 +18,7 @@ from tests.caching.test_caching import contents
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_two_processes_make_what_one_makes(configured, tmp_path) -> None:
     write_pairs(tmp_path / "data", 10)
     (tmp_path / "p.txt").write_text("red circle --ci data/train_A/0.png\n")

@@ -131,6 +131,7 @@ def train(model, parameters) -> list[torch.Tensor]:
     return [output, preview, *(parameter.grad for parameter in parameters)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swapped", [0, BLOCKS])
 @pytest.mark.parametrize("checkpointing", [{}, {**CHECKPOINTED, "cpu_offload_checkpointing": True}])
 @pytest.mark.parametrize(
@@ -175,6 +176,7 @@ class Graphs:
         return graph.forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_dozen_buckets_share_the_graphs_of_the_first(folder, checkpointing) -> None:
     model, _ = with_lora(model_of(folder, torch.float32, None, gradient_checkpointing=checkpointing))
